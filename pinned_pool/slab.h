@@ -1,0 +1,61 @@
+// One mapping of host memory, made ready for transfers before anybody sees it.
+#pragma once
+
+#include <ebbtide/pinned_pool/host_registrar.h>
+#include <ebbtide/pinned_pool/numa_node.h>
+#include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/pinned_pool/topology.h>
+
+#include <atomic>
+#include <cstddef>
+#include <string>
+
+namespace ebbtide::pinned_pool {
+
+inline constexpr size_t kHugePage = size_t{2} << 20;
+
+/// Mapped at a multiple of 2 MiB, bound to its node, backed by huge pages where the kernel has them, every page
+/// present, pinned if a registrar is given.
+///
+/// Lifetime: unpins and unmaps when destroyed. Neither may happen in a forked child (the child may have other memory
+/// there): whoever owns slabs sees to it. Threads:  make() on any; then read-only.
+class Slab {
+ public:
+  struct Request {
+    size_t bytes = 0;                              ///< a multiple of 2 MiB
+    const Topology* topology = nullptr;            ///< none: not bound
+    NumaNode node = kAnyNode;                      ///< kAnyNode: not bound
+    HostRegistrar* registrar = nullptr;            ///< outlives the slab; none: pageable
+    bool survives_fork = true;                     ///< false: a forked child does not inherit it
+    const std::atomic<bool>* cancelled = nullptr;  ///< looked at between pieces of prefaulting, which may take a second
+  };
+  /// Errors: kOverCapacity (no address space or no memory), kCancelled. A refused bind, huge page or pin is no error:
+  /// see below.
+  static Result<Slab> make(const Request& request);
+
+  Slab(Slab&& other) noexcept;
+  Slab& operator=(Slab&&) = delete;
+  ~Slab();
+
+  std::byte* data() const noexcept { return data_; }
+  size_t bytes() const noexcept { return bytes_; }
+  bool huge_pages() const noexcept { return huge_pages_; }  ///< asked for, and the kernel's setting allows them
+  const std::string& pageable_because() const noexcept { return pageable_because_; }  ///< empty when pinned
+  const std::string& unbound_because() const noexcept {
+    return unbound_because_;
+  }  ///< empty when bound, or not asked to be
+
+ private:
+  Slab(std::byte* data, size_t bytes) noexcept : data_(data), bytes_(bytes) {}
+  static Result<Slab> map(size_t bytes);
+  Status prefault(const std::atomic<bool>* cancelled);
+
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+  HostRegistrar* pinned_by_ = nullptr;
+  bool huge_pages_ = false;
+  std::string pageable_because_;
+  std::string unbound_because_;
+};
+
+}  // namespace ebbtide::pinned_pool
