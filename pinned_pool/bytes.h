@@ -1,6 +1,8 @@
 // Byte counts as a type of their own, so that a count is never mistaken for an offset, an index or an id.
 #pragma once
 
+#include <ebbtide/pinned_pool/export.h>
+
 #include <compare>
 #include <cstdint>
 #include <string>
@@ -33,12 +35,20 @@ class Bytes {
   int64_t count_ = 0;
 };
 
-constexpr Bytes KiB(double n) noexcept { return Bytes(static_cast<int64_t>(n * 1024.0)); }
-constexpr Bytes MiB(double n) noexcept { return Bytes(static_cast<int64_t>(n * 1024.0 * 1024.0)); }
-constexpr Bytes GiB(double n) noexcept { return Bytes(static_cast<int64_t>(n * 1024.0 * 1024.0 * 1024.0)); }
-constexpr Bytes TiB(double n) noexcept { return Bytes(static_cast<int64_t>(n * 1024.0 * 1024.0 * 1024.0 * 1024.0)); }
+constexpr Bytes KiB(double n) noexcept {
+  return Bytes(static_cast<int64_t>(n * 1024.0));
+}
+constexpr Bytes MiB(double n) noexcept {
+  return Bytes(static_cast<int64_t>(n * 1024.0 * 1024.0));
+}
+constexpr Bytes GiB(double n) noexcept {
+  return Bytes(static_cast<int64_t>(n * 1024.0 * 1024.0 * 1024.0));
+}
+constexpr Bytes TiB(double n) noexcept {
+  return Bytes(static_cast<int64_t>(n * 1024.0 * 1024.0 * 1024.0 * 1024.0));
+}
 
 /// For people: "1.46 GiB", "64 KiB", "17 B".
-std::string to_string(Bytes bytes);
+EBBTIDE_API std::string to_string(Bytes bytes);
 
 }  // namespace ebbtide

@@ -1,4 +1,5 @@
-// Expected failures as values: what may go wrong on a healthy machine (a full disk, a refused registration) is returned, not thrown.
+// Expected failures as values: what may go wrong on a healthy machine (a full disk, a refused registration) is
+// returned, not thrown.
 #pragma once
 
 #include <cassert>
@@ -18,7 +19,8 @@ enum class FailureCode {
   kCancelled,     ///< withdrawn by the caller before it began
 };
 
-/// Why something did not happen. `message` is a whole sentence for people: it names the thing, the numbers and, where there is one, the way out.
+/// Why something did not happen. `message` is a whole sentence for people: it names the thing, the numbers and, where
+/// there is one, the way out.
 struct Failure {
   FailureCode code;
   int system_errno = 0;  ///< 0 where no system call failed
@@ -29,7 +31,7 @@ struct Failure {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : content_(std::move(value)) {}            // NOLINT(google-explicit-constructor): reads as a return value
+  Result(T value) : content_(std::move(value)) {}  // NOLINT(google-explicit-constructor): reads as a return value
   Result(Failure failure) : content_(std::move(failure)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const noexcept { return content_.index() == 0; }
@@ -38,12 +40,12 @@ class [[nodiscard]] Result {
   /// REQUIRES: ok().
   T& value() & { return assert(ok()), *std::get_if<0>(&content_); }
   const T& value() const& { return assert(ok()), *std::get_if<0>(&content_); }
-  T&& value() && { return assert(ok()), std::move(*std::get_if<0>(&content_)); }
+  T value() && { return assert(ok()), std::move(*std::get_if<0>(&content_)); }
 
   /// REQUIRES: !ok().
   Failure& failure() & { return assert(!ok()), *std::get_if<1>(&content_); }
   const Failure& failure() const& { return assert(!ok()), *std::get_if<1>(&content_); }
-  Failure&& failure() && { return assert(!ok()), std::move(*std::get_if<1>(&content_)); }
+  Failure failure() && { return assert(!ok()), std::move(*std::get_if<1>(&content_)); }
 
  private:
   std::variant<T, Failure> content_;
@@ -51,6 +53,8 @@ class [[nodiscard]] Result {
 
 /// Success without a value, or why not.
 using Status = Result<std::monostate>;
-inline Status success() { return Status(std::monostate{}); }
+inline Status success() {
+  return Status(std::monostate{});
+}
 
 }  // namespace ebbtide
