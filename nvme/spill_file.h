@@ -1,0 +1,54 @@
+// One file without a name, in one folder, for direct I/O.
+#pragma once
+
+#include <ebbtide/nvme/spill_tier.h>
+
+#include <cstdint>
+#include <string>
+
+namespace ebbtide::nvme {
+
+/// A file that no other process can open by name, and whose bytes the system takes back when the process ends, however
+/// it ends: O_TMPFILE, or created and unlinked at once where the file system has no such thing. Readable by its owner
+/// only.
+///
+/// Threads: one at a time for grow(); fd() from any. Lifetime: closes on destruction (which frees the blocks, and may
+/// take milliseconds a GiB).
+class SpillFile {
+ public:
+  /// Errors: kInvalid (not a folder), kIo (cannot create a file there), with folder and errno.
+  static Result<SpillFile> open(const std::string& folder);
+
+  SpillFile(SpillFile&& other) noexcept;
+  SpillFile& operator=(SpillFile&&) = delete;
+  ~SpillFile();
+
+  int fd() const noexcept { return fd_; }
+  const std::string& folder() const noexcept { return folder_; }
+  uint64_t size() const noexcept { return size_; }
+  IoAlignment alignment() const noexcept { return alignment_; }
+  bool ram() const noexcept { return ram_; }
+  /// "/mnt/nvme0 (ext4, direct I/O, memory 512, length 512)", or why not direct.
+  const std::string& description() const noexcept { return description_; }
+
+  /// Preallocates up to `bytes`, so that later writes need no new blocks. Errors: kNoSpace, kIo; the file is then as
+  /// long as before.
+  Status grow(uint64_t bytes);
+
+ private:
+  SpillFile(int fd, std::string folder) noexcept : fd_(fd), folder_(std::move(folder)) {}
+  /// What direct I/O wants here, or buffered I/O where there is none.
+  void find_alignment(bool direct);
+
+  int fd_;
+  std::string folder_;
+  uint64_t size_ = 0;
+  IoAlignment alignment_;
+  bool ram_ = false;
+  std::string description_;
+};
+
+/// "… failed in /mnt/nvme0: No space left on device (28)."
+Failure system_failure(FailureCode code, int error, const std::string& what);
+
+}  // namespace ebbtide::nvme

@@ -1,0 +1,175 @@
+// What a spill tier is made of: its room, its lanes (one file and one queue each), and the transfers on their way.
+#pragma once
+
+#include <ebbtide/nvme/io_queue.h>
+#include <ebbtide/nvme/spill_space.h>
+#include <ebbtide/nvme/spill_tier.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+namespace ebbtide::nvme {
+
+/// One item at rest. Written once by the tier before anybody else sees it.
+/// Lifetime: the last reference gives the extents back; transfers hold one each, so never under a transfer.
+struct Item {
+  Item(std::shared_ptr<SpillSpace> in, uint64_t called, uint64_t count)
+      : space(std::move(in)), name(called), bytes(count) {}
+  Item(const Item&) = delete;
+  Item& operator=(const Item&) = delete;
+  ~Item() { space->release(extents); }
+
+  const std::shared_ptr<SpillSpace> space;
+  const uint64_t name;
+  const uint64_t bytes;
+  uint64_t generation = 0;
+  std::vector<PlacedExtent> extents;  // together `bytes`, rounded up, in the item's order
+  std::vector<uint64_t> checksums;    // one a chunk; empty where checksums are off
+};
+
+/// A part of a transfer that is one request: a run of memory and a run of a file, inside one chunk.
+struct Segment {
+  std::byte* data;
+  uint32_t bytes;
+  uint32_t chunk;   // of the item
+  uint32_t extent;  // of the item
+  uint64_t offset;  // in the extent's file
+};
+
+/// Cuts an item into segments. REQUIRES: the pieces hold the item's bytes.
+std::vector<Segment> cut_into_segments(const Item& item, const std::vector<IoPiece>& pieces);
+
+enum class TransferKind { kWrite, kPrefetch, kDemand };
+
+/// An item's way out or in. Fields after `segments` are guarded by the tier's mutex.
+struct Transfer {
+  uint64_t id = 0;
+  std::shared_ptr<Item> item;
+  std::vector<IoPiece> pieces;
+  std::vector<Segment> segments;
+
+  TransferKind kind = TransferKind::kWrite;
+  SpillTier::WriteDone write_done;  // one of the two
+  SpillTier::ReadDone read_done;
+  std::vector<std::deque<uint32_t>> waiting;  // segments not handed to a queue yet, one list a lane
+  std::vector<uint32_t> chunk_segments_left;  // how many segments each chunk still lacks
+  std::vector<bool> chunk_read_again;         // its checksum was wrong once
+  size_t waiting_count = 0;
+  size_t in_flight = 0;
+  int read_retries = 4;
+  bool begun = false;
+  std::optional<Failure> failure;  // the first
+};
+
+/// Shared by the SpillTier and the threads of its queues. After stop() the last of these threads destroys it.
+///
+/// Threads: all methods from any. Lock order: mutex_ before nothing (the space and the queues are called without it).
+class TierState : public std::enable_shared_from_this<TierState> {
+ public:
+  static Result<std::shared_ptr<TierState>> open(const SpillOptions& options, const QueueFactory& start_queue);
+  ~TierState();
+  TierState(const TierState&) = delete;
+  TierState& operator=(const TierState&) = delete;
+
+  /// These five: as SpillTier says.
+  Result<SpillTier::TransferId> write(uint64_t name, std::vector<IoPiece> pieces, SpillTier::WriteDone done);
+  SpillTier::TransferId read(const SpilledItem& spilled, std::vector<IoPiece> pieces, SpillTier::Priority priority,
+                             SpillTier::ReadDone done);
+  void raise_priority(uint64_t id);
+  void cancel(uint64_t id);
+  SpillStats stats() const;
+
+  /// Refuses later transfers, withdraws those that have not begun, lets the rest end; then the threads end. Never
+  /// waits.
+  void stop() noexcept;
+  /// Refuses later transfers, waits for all accepted ones; then the threads end.
+  void close();
+
+  IoAlignment alignment() const noexcept { return space_->alignment(); }
+  const SpillSpace& space() const noexcept { return *space_; }
+  static const Item& item_of(const SpilledItem& spilled) noexcept { return *spilled.item_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  /// Seconds in which at least one transfer of a direction was in flight.
+  class BusyTime {
+   public:
+    void begin() noexcept {
+      if (count_++ == 0) since_ = Clock::now();
+    }
+    void end() noexcept {
+      if (--count_ == 0) total_ += Clock::now() - since_;
+    }
+    double seconds() const noexcept;
+
+   private:
+    int count_ = 0;
+    Clock::time_point since_;
+    Clock::duration total_{};
+  };
+
+  /// One file: its queue, and which transfers still have segments for it.
+  struct Lane final : IoSource {
+    Lane(TierState& tier, uint32_t number) noexcept : state(tier), index(number) {}
+    Next next(IoRequest& request) noexcept override { return state.next(*this, request); }
+    void completed(const IoRequest& request, int error) noexcept override { state.completed(request, error); }
+
+    TierState& state;  // owns this
+    const uint32_t index;
+    std::unique_ptr<IoQueue> queue;  // set by open(), before any transfer
+    // Guarded by the tier's mutex.
+    std::deque<uint64_t> demand, writes, prefetches;  // transfers with segments waiting for this lane
+    bool writes_turn = false;                         // writes and prefetches take turns
+    bool asleep = false;                              // next() said kNothing: wants to be notified
+  };
+
+  TierState(std::shared_ptr<SpillSpace> space, bool checksum);
+
+  std::optional<Failure> objection(const std::vector<IoPiece>& pieces) const;
+  uint64_t enqueue(std::unique_ptr<Transfer>& transfer);
+  IoSource::Next next(Lane& lane, IoRequest& request) noexcept;
+  void completed(const IoRequest& request, int error) noexcept;
+
+  std::deque<uint64_t>& line_of(Lane& lane, TransferKind kind) noexcept;
+  Transfer* front_locked(Lane& lane) noexcept;
+  void put_in_line_locked(Transfer& transfer) noexcept;
+  void leave_lines_locked(Transfer& transfer) noexcept;
+  void segment_arrived(std::unique_lock<std::mutex>& lock, Transfer& transfer, const Segment& segment) noexcept;
+  void segment_failed_locked(Transfer& transfer, uint32_t index, int error) noexcept;
+  void wait_again_locked(Transfer& transfer, uint32_t index) noexcept;
+  void fail_locked(Transfer& transfer, Failure failure) noexcept;
+  void finish(std::unique_lock<std::mutex>& lock, Transfer& transfer) noexcept;
+  void withdraw_locked(Transfer& transfer) noexcept;
+  /// Wakes lanes that sleep; unlocks.
+  void wake(std::unique_lock<std::mutex>& lock) noexcept;
+
+  const std::shared_ptr<SpillSpace> space_;
+  const bool checksum_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::string description_;
+  bool io_uring_ = false;
+
+  mutable std::mutex mutex_;  // guards what follows, and the lanes' and transfers' fields that say so
+  std::condition_variable all_done_;
+  std::unordered_map<uint64_t, std::unique_ptr<Transfer>> transfers_;  // accepted, `done` not called and destroyed yet
+  std::deque<uint64_t> withdrawn_;                                     // wait for an I/O thread to tell their callers
+  bool refusing_ = false;
+  bool stopped_ = false;
+  uint64_t last_id_ = 0;
+  uint64_t last_generation_ = 0;
+  int64_t written_ = 0;
+  int64_t read_ = 0;
+  int64_t errors_ = 0;
+  BusyTime write_busy_;
+  BusyTime read_busy_;
+};
+
+}  // namespace ebbtide::nvme
