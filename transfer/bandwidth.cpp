@@ -1,0 +1,29 @@
+#include <ebbtide/transfer/bandwidth.h>
+
+namespace ebbtide {
+
+void Bandwidth::add(Bytes bytes, double seconds, LinkUse use) noexcept {
+  static constexpr double kWeight = 0.2;  // of the newest: five transfers forget most of what was before
+  if (bytes.count() <= 0 || !(seconds > 0)) return;
+  double& mean = means(use)[size_class(bytes)];
+  const double now = static_cast<double>(bytes.count()) / seconds;
+  mean = mean > 0 ? mean + kWeight * (now - mean) : now;
+}
+
+std::optional<double> Bandwidth::bytes_per_second(Bytes bytes, LinkUse use) const noexcept {
+  const LinkUse other = use == LinkUse::kAlone ? LinkUse::kDuplex : LinkUse::kAlone;
+  for (const LinkUse candidate : {use, other}) {
+    if (const double mean = nearest(means_[static_cast<size_t>(candidate)], size_class(bytes)); mean > 0) return mean;
+  }
+  return std::nullopt;
+}
+
+double Bandwidth::nearest(const Means& means, size_t size_class) noexcept {
+  for (size_t distance = 0; distance < kClasses; ++distance) {
+    if (size_class + distance < kClasses && means[size_class + distance] > 0) return means[size_class + distance];
+    if (size_class >= distance && means[size_class - distance] > 0) return means[size_class - distance];
+  }
+  return 0;
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,68 @@
+// A device as the store sees it: memory that streams order, and copies to and from host memory.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/result.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace ebbtide {
+
+/// A queue of work on a device, as the framework names it (CUDA: the CUstream, 0 the default stream); it means nothing
+/// to another device. The host device has one, kHostStream, on which all is done at once.
+enum class StreamId : uint64_t {};
+inline constexpr StreamId kHostStream{0};
+
+enum class Direction { kOut, kIn };  ///< device to host, host to device
+
+/// A point on a stream. Pooled: giving one back costs nothing.
+/// Lifetime: may outlive the device's owner. Threads: shared by reference counting, used from any.
+class Event {
+ public:
+  virtual ~Event() = default;
+};
+using EventPtr = std::shared_ptr<Event>;
+
+struct DeviceMemory {
+  Bytes free;
+  Bytes total;
+};
+
+/// Threads: all methods from any. No method waits for a stream, but synchronize().
+/// Errors:  values only; it never throws and never aborts. kOverCapacity and kInvalid concern that one call. Any other
+///          failure of record(), passed() or synchronize() means that the device is lost: it touches no memory any
+///          more, and says so in every later result (a sticky error).
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  /// True where "device" memory is host memory: tensors are held, never copied, and spill from where they lie.
+  virtual bool is_host() const noexcept = 0;
+  virtual std::string name() const = 0;
+  /// For NUMA placement; empty where the device is not on a PCI bus.
+  virtual std::string pci_address() const = 0;
+  virtual Result<DeviceMemory> memory() = 0;
+
+  /// The store's own stream for copies of this direction. Never the stream of a computation.
+  virtual StreamId copy_stream(Direction direction) noexcept = 0;
+
+  /// A point after all that was enqueued on `stream` so far. Errors: kOverCapacity where no event could be made now;
+  /// ask again later.
+  virtual Result<EventPtr> record(StreamId stream) = 0;
+  /// Work enqueued on `stream` from now on runs after `event`.
+  virtual Status wait(StreamId stream, const EventPtr& event) = 0;
+  /// Whether the event has passed. What this thread does after `true` is ordered after the event.
+  virtual Result<bool> passed(const EventPtr& event) = 0;
+  /// Enqueues a copy. Host memory should be registered, or the copy may be synchronous.
+  virtual Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) = 0;
+  /// Blocks until `event` has passed. For close() and tests only.
+  virtual Status synchronize(const EventPtr& event) = 0;
+
+  virtual Status register_host(void* data, size_t bytes) = 0;
+  virtual void unregister_host(void* data, size_t bytes) noexcept = 0;
+};
+
+}  // namespace ebbtide
