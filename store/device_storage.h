@@ -1,0 +1,27 @@
+// The memory that a framework computes on, as the store sees it.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ebbtide {
+
+/// A strong reference to one storage of the framework; hooks implement it.
+/// Lifetime: destroyed on threads of callers only, never under a lock of the store: the last reference may run the
+/// framework's own code.
+class EBBTIDE_API DeviceStorage {
+ public:
+  virtual ~DeviceStorage() = default;
+
+  virtual std::byte* data() const noexcept = 0;
+  virtual Bytes bytes() const noexcept = 0;
+  /// How many hold the storage, this reference included.
+  virtual int64_t references() const noexcept = 0;
+  /// False once a tensor over it was written to since this reference was made.
+  virtual bool unchanged() const noexcept = 0;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,65 @@
+// The top tier of one device: which saved storages lie in its memory, in which order they may leave, and how many bytes
+// they hold.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/store/intrusive_list.h>
+#include <ebbtide/store/record.h>
+
+#include <algorithm>
+
+namespace ebbtide {
+
+/// A resident is in exactly one list. Guarded by the core's lock.
+class DeviceTier {
+ public:
+  enum class Place {
+    kElsewhere,  ///< somebody else holds the storage too: not in the budget, looked at again
+    kDirty,      ///< the store's alone, and the only copy
+    kLeaving,    ///< a copy of it is under way
+    kClean,      ///< a lower copy exists
+    kReturning,  ///< a transfer fills it
+  };
+
+  Bytes budget;
+  bool budget_given = false;  ///< a promise; else automatic
+
+  Bytes held() const noexcept { return held_; }
+  Bytes peak() const noexcept { return peak_; }
+  Bytes bytes(Place place) const noexcept { return bytes_[index(place)]; }
+  const IntrusiveList<Resident>& list(Place place) const noexcept { return lists_[index(place)]; }
+
+  void add(Resident& resident, Place place) noexcept { insert(resident, place, /*at_front=*/false); }
+  void move(Resident& resident, Place place, bool to_front = false) noexcept {
+    remove(resident);
+    insert(resident, place, to_front);
+  }
+  void remove(Resident& resident) noexcept {
+    const Place place = place_of(resident);
+    lists_[index(place)].remove(resident);
+    bytes_[index(place)] -= resident.bytes;
+    if (place != Place::kElsewhere) held_ -= resident.bytes;
+  }
+  Place place_of(const Resident& resident) const noexcept {
+    for (Place place : {Place::kElsewhere, Place::kDirty, Place::kLeaving, Place::kClean, Place::kReturning})
+      if (list(place).contains(resident)) return place;
+    return Place::kElsewhere;
+  }
+  void note_peak() noexcept { peak_ = std::max(peak_, held_); }
+
+ private:
+  static constexpr size_t index(Place place) noexcept { return static_cast<size_t>(place); }
+
+  void insert(Resident& resident, Place place, bool at_front) noexcept {
+    at_front ? lists_[index(place)].push_front(resident) : lists_[index(place)].push_back(resident);
+    bytes_[index(place)] += resident.bytes;
+    if (place != Place::kElsewhere) held_ += resident.bytes;
+  }
+
+  IntrusiveList<Resident> lists_[5];
+  Bytes bytes_[5];
+  Bytes held_;  // all but kElsewhere
+  Bytes peak_;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,226 @@
+// How saved tensors leave resident memory: which, when, and what happens when they cannot.
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/store_core.h>
+#include <ebbtide/store/work.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+/// A disk that failed this often in a row is not asked again.
+constexpr int64_t kWriteErrorsToGiveUp = 3;
+
+}  // namespace
+
+/// The reactive rule. Copies start early and memory is let go late, when the budget needs it: so the end of the forward
+/// is still in memory when the backward begins, and callers wait only where the disk is slower than the computation.
+void StoreCore::settle(Pass* pass) {
+  for (;;) {
+    Work work(*this);
+    std::unique_lock lock(mutex_);
+    work.exhumed.swap(buried_);
+    begin_leaving_locked(pass, work);
+    drop_clean_locked(work);
+    const bool over = host_.held() > host_.budget;
+    if (!work.empty()) {
+      lock.unlock();
+      work.run();
+      continue;
+    }
+    if (over && host_.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
+      wait(lock, pass, [&] {
+        return host_.held() <= host_.budget || host_.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
+               host_.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
+      });
+      continue;
+    }
+    host_.note_peak();
+    if (over && host_.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked()) {
+      const std::string why = why_nothing_leaves_locked();
+      if (options_.on_full == OnFull::kRaise || (options_.on_full == OnFull::kAutomatic && host_.budget_given)) {
+        lock.unlock();
+        deliver_warnings();
+        throw OutOfBudget(why);
+      }
+      warn_once_locked("kept over budget", why + " The tensors are kept.");
+    }
+    break;
+  }
+  deliver_warnings();
+}
+
+bool StoreCore::may_leave_locked() const noexcept {
+  return spill_ && !closed_ && !spill_full_ && write_errors_ < kWriteErrorsToGiveUp;
+}
+
+std::string StoreCore::why_nothing_leaves_locked() const {
+  const std::string more = to_string(host_.held() - host_.budget);
+  std::string why = "saved tensors hold " + to_string(host_.held()) + ", device_budget is " + to_string(host_.budget) +
+                    ", and none can leave: ";
+  if (!spill_)
+    return why + "there is no spill_to. Name a folder on a disk, or raise device_budget by at least " + more + ".";
+  if (write_errors_ >= kWriteErrorsToGiveUp)
+    return why + "the disk fails (" + last_write_error_ +
+           "). Name another folder in spill_to, or raise device_budget by at least " + more + ".";
+  return why + "the spill tier is full (spill_budget is " + to_string(spill_->stats().budget) + "; " +
+         last_write_error_ + "). Raise spill_budget or device_budget by at least " + more + ".";
+}
+
+void StoreCore::look_again_locked(int64_t at_most) {
+  using Place = DeviceTier::Place;
+  for (; at_most > 0 && !host_.list(Place::kElsewhere).empty(); --at_most) {
+    Resident& resident = *host_.list(Place::kElsewhere).front();
+    const bool ours_alone = !resident.storage || resident.storage->references() == 1;
+    host_.move(resident, ours_alone ? place_by_states(resident) : Place::kElsewhere);
+  }
+}
+
+/// How much may be in memory alone. Steps repeat: what the last pass saved tells where this one is. Before its last
+/// `budget` bytes all leaves at once, since all of it will have to; those last bytes stay, since the backward begins
+/// with them. Without a last pass: half and half.
+Bytes StoreCore::dirty_limit_locked(const Pass* pass) const noexcept {
+  const Bytes expected = last_pass_.saved.bytes;
+  if (pass == nullptr || expected == Bytes(0)) return host_.budget / 2;
+  return pass->stats_.saved.bytes < expected - host_.budget ? Bytes(0) : host_.budget;
+}
+
+void StoreCore::begin_leaving_locked(Pass* pass, Work& work) {
+  using Place = DeviceTier::Place;
+  if (!may_leave_locked()) return;
+  const Bytes limit = dirty_limit_locked(pass);
+  const auto enough = [&] {
+    const Bytes staying = host_.held() - host_.bytes(Place::kLeaving) - host_.bytes(Place::kClean);
+    return host_.bytes(Place::kDirty) <= limit && staying <= host_.budget;
+  };
+  Resident* next = nullptr;
+  for (Resident* resident = host_.list(Place::kDirty).front(); resident != nullptr; resident = next) {
+    if (enough()) return;
+    next = IntrusiveList<Resident>::next(*resident);
+    for (Record* record : resident->records) {
+      if (record->state_ != RecordState::kResident) continue;
+      if (auto alive = record->weak_from_this().lock()) {
+        record->become(RecordState::kLeaving);
+        work.writes.push_back({std::move(alive), resident->storage, resident->memory});
+      }
+    }
+    place_locked(*resident);
+  }
+}
+
+void StoreCore::drop_clean_locked(Work& work) {
+  using Place = DeviceTier::Place;
+  while (!closed_ && host_.held() > host_.budget) {
+    Resident* victim = pick_victim_locked();
+    if (victim == nullptr) return;
+    if (victim->storage && victim->storage->references() > 1)
+      host_.move(*victim, Place::kElsewhere);  // dropping it would free nothing
+    else
+      drop_locked(*victim, work);
+  }
+}
+
+/// The clean resident that will be wanted last: what was unpacked already (a kept graph), then passes not in their
+/// backward, oldest first.
+Resident* StoreCore::pick_victim_locked() noexcept {
+  constexpr int kLookedAt = 64;  // bounds the time; the list is nearly in order
+  const auto& clean = host_.list(DeviceTier::Place::kClean);
+  Resident* best = nullptr;
+  std::tuple<int, uint32_t> best_rank;
+  int looked_at = 0;
+  for (Resident* resident = clean.front(); resident != nullptr && looked_at < kLookedAt;
+       resident = clean.next(*resident), ++looked_at) {
+    const Record& record = *resident->records.front();
+    const std::tuple<int, uint32_t> rank{record.unpacked_ ? 0 : record.pass_->in_backward_ ? 2 : 1, record.slot_};
+    if (best == nullptr || rank < best_rank) {
+      best = resident;
+      best_rank = rank;
+    }
+  }
+  return best;
+}
+
+void StoreCore::drop_locked(Resident& resident, Work& work) {
+  const std::vector<Record*> records = resident.records;
+  for (Record* record : records) {
+    record->become(RecordState::kLower);
+    record->left_ = true;
+    detach_locked(*record, work);
+  }
+}
+
+void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage,
+                      const std::shared_ptr<ReturnedMemory>& memory) {
+  std::byte* first = nullptr;
+  size_t size = 0;
+  {
+    std::lock_guard lock(mutex_);
+    if (record->state_ != RecordState::kLeaving) return;
+    first = record->resident_->data() + (record->begin_ - record->resident_->origin).count();
+    size = static_cast<size_t>(record->bytes().count());
+  }
+  const RecordLayout layout = RecordLayout::of(first, Bytes(static_cast<int64_t>(size)), spill_->alignment());
+  std::vector<std::byte> edges(layout.head + layout.tail);
+  std::memcpy(edges.data(), first, layout.head);
+  std::memcpy(edges.data() + layout.head, first + size - layout.tail, layout.tail);
+  std::optional<uint64_t> fingerprint;
+  if (options_.verify.value_or(false)) fingerprint = XXH3_64bits(first, size);
+  {
+    std::lock_guard lock(mutex_);
+    record->layout_ = layout;
+    record->edges_ = std::move(edges);
+    record->fingerprint_ = fingerprint;
+    under_way_.emplace(record->id_, record.get());
+  }
+  auto submitted = spill_->write(record->id_, {{first + layout.head, layout.middle}},
+                                 [weak_core = weak_from_this(), id = record->id_, storage = storage,
+                                  memory = memory](Result<SpilledItem> item) mutable {
+                                   memory.reset();
+                                   if (auto core = weak_core.lock())
+                                     core->write_done(id, std::move(item), std::move(storage));
+                                 });
+  std::lock_guard lock(mutex_);
+  if (record->state_ != RecordState::kLeaving) return;  // done already
+  if (submitted.ok()) {
+    record->transfer_ = submitted.value();
+  } else {
+    spill_full_ = true;
+    under_way_.erase(record->id_);
+    write_failed_locked(*record, submitted.failure());
+  }
+}
+
+void StoreCore::write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage) {
+  {
+    std::lock_guard lock(mutex_);
+    if (storage) buried_.push_back(std::move(storage));
+    if (Record* record = arrived_locked(record_id)) {
+      if (item.ok()) {
+        write_errors_ = 0;
+        record->item_ = std::move(item).value();
+        record->become(RecordState::kClean);
+        place_locked(*record->resident_);
+      } else {
+        if (item.failure().code == FailureCode::kIo) ++write_errors_;
+        if (item.failure().code == FailureCode::kNoSpace) spill_full_ = true;
+        write_failed_locked(*record, item.failure());
+      }
+    }
+  }
+  changed_.notify_all();
+}
+
+void StoreCore::write_failed_locked(Record& record, const Failure& failure) {
+  record.become(RecordState::kResident);
+  place_locked(*record.resident_);
+  if (failure.code == FailureCode::kCancelled) return;
+  last_write_error_ = failure.message;
+  warn_once_locked("spill write", "a saved tensor could not be spilled and stays in memory: " + failure.message);
+}
+
+}  // namespace ebbtide

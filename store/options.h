@@ -1,0 +1,61 @@
+// What a user may ask of a store.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace ebbtide {
+
+/// A share of what the model saves in a pass, 0 to 1; learned from the passes seen so far.
+struct Share {
+  double value = 1;
+  constexpr auto operator<=>(const Share&) const = default;
+};
+
+/// What to do when no tier has room.
+enum class OnFull {
+  kAutomatic,  ///< keep on an accelerator, raise for CPU tensors
+  kKeep,       ///< keep on the device and warn once
+  kRaise,      ///< raise OutOfBudget
+};
+
+/// The options of a Store. Fields left at their defaults may be set by the environment: EBBTIDE_DEVICE_BUDGET and so
+/// on, one variable a field.
+struct EBBTIDE_API Options {
+  /// Bytes of saved tensors that may stay where they were computed, a device, over all passes of the store. None: what
+  /// memory and cgroup allow, less 1/16.
+  std::optional<std::variant<Bytes, Share>> device_budget;
+  /// Bytes of host memory for staging. None: for CPU tensors half of `device_budget`, between 64 MiB and 1 GiB, and
+  /// never more than memory and cgroup allow.
+  std::optional<Bytes> host_budget;
+  OnFull on_full = OnFull::kAutomatic;
+  /// Folders on NVMe; several are striped over. None: nothing is spilled.
+  std::vector<std::string> spill_to;
+  /// None: 90% of the free space.
+  std::optional<Bytes> spill_budget;
+  /// Smaller tensors stay. None: 64 KiB for CPU tensors. Never less than 4 KiB, the unit of the spill tier.
+  std::optional<Bytes> min_bytes;
+  /// Compare each returned tensor with a fingerprint taken when it left.
+  std::optional<bool> verify;
+  /// Checksums on the spill tier.
+  std::optional<bool> checksum;
+};
+
+/// "512MiB", "2GiB", "1.5TB", "4096", with or without a space before the unit; binary (KiB, MiB, GiB, TiB) and decimal
+/// (kB, MB, GB, TB) units. None if it is no size.
+EBBTIDE_API std::optional<Bytes> parse_bytes(std::string_view text);
+
+/// Sets the option called `name` from text, as the environment and Python do. Errors: ConfigError naming the option,
+/// the value and what is accepted; for an unknown name the nearest known one.
+EBBTIDE_API void set_option(Options& options, std::string_view name, std::string_view value);
+
+/// Fills what is unset from the environment and checks the whole. Errors: ConfigError.
+EBBTIDE_API Options resolve(Options options);
+
+}  // namespace ebbtide

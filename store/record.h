@@ -1,0 +1,97 @@
+// One saved storage at one version: what the store keeps for autograd until the last hook that wants it is gone.
+#pragma once
+
+#include <ebbtide/nvme/spill_tier.h>
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/store/device_storage.h>
+#include <ebbtide/store/intrusive_list.h>
+#include <ebbtide/store/record_state.h>
+#include <ebbtide/store/returned_memory.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace ebbtide {
+
+class DeviceTier;
+class Pass;
+class Record;
+class StoreCore;
+
+/// One storage in resident memory, and the records whose bytes lie in it (more than one if it was saved at several
+/// versions). Guarded by the core's lock; destroyed outside of it.
+struct Resident : ListLink<Resident> {
+  DeviceTier* tier = nullptr;
+  std::shared_ptr<DeviceStorage> storage;  ///< the framework's; none yet for memory that came back and was not unpacked
+  std::shared_ptr<ReturnedMemory> memory;  ///< that memory, until a tensor is laid over it
+  const void* identity = nullptr;          ///< the framework's storage; null for memory that came back
+  Bytes origin;                            ///< offset in the storage that was saved of this memory's first byte
+  Bytes bytes;
+  std::vector<Record*> records;
+
+  std::byte* data() const noexcept { return storage ? storage->data() : memory->data(); }
+};
+
+/// How a record's bytes are cut for direct I/O from and to unaligned memory: an aligned middle that is written as it
+/// lies, and the two edges, which are kept. What comes back has the old address modulo `modulus`: the file wants it,
+/// and CPU kernels round differently at other alignments.
+struct RecordLayout {
+  size_t modulus = 64;
+  size_t remainder = 0;  ///< address of the first byte modulo `modulus`
+  size_t head = 0;       ///< bytes before the middle
+  size_t middle = 0;
+  size_t tail = 0;
+
+  static RecordLayout of(const std::byte* data, Bytes bytes, IoAlignment alignment) noexcept;
+};
+
+/// Lifetime: shared by the hooks that may ask for it; the last one's end is its own. Destroyed on any thread, never
+/// waits. Threads: the core's lock guards all but what is const.
+class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public ListLink<Record> {
+ public:
+  Record(std::shared_ptr<StoreCore> core, std::shared_ptr<Pass> pass, uint64_t id) noexcept;
+  ~Record();
+
+  StoreCore& core() const noexcept { return *core_; }
+  const std::shared_ptr<StoreCore>& shared_core() const noexcept { return core_; }
+  Pass& pass() const noexcept { return *pass_; }
+  const std::shared_ptr<Pass>& shared_pass() const noexcept { return pass_; }
+
+ private:
+  friend class StoreCore;
+
+  void become(RecordState next) noexcept;
+
+  const std::shared_ptr<StoreCore> core_;
+  const std::shared_ptr<Pass> pass_;
+  const uint64_t id_;
+
+  RecordState state_ = RecordState::kResident;
+  const void* version_counter_ = nullptr;
+  uint32_t version_ = 0;
+  Bytes begin_;  // of the bytes that its views touch, as an offset in the storage
+  Bytes end_;
+  Bytes footprint_;    // of the whole storage, for statistics
+  uint32_t slot_ = 0;  // its place in the pass's sequence: that of its latest pack
+  bool unpacked_ = false;
+  bool demanded_ = false;  // somebody waits for its transfer
+  bool left_ = false;      // was its resident memory ever dropped?
+
+  std::shared_ptr<Resident> resident_;
+  RecordLayout layout_;
+  std::vector<std::byte> edges_;  // head, then tail
+  SpilledItem item_;
+  std::optional<SpillTier::TransferId> transfer_;
+  std::optional<uint64_t> fingerprint_;
+  std::optional<Failure> lost_;
+
+  Bytes bytes() const noexcept { return end_ - begin_; }
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,44 @@
+// Where a record's bytes are, and which moves between places there are.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string_view>
+
+namespace ebbtide {
+
+/// The state of one record. "Resident" is the memory that the framework computes on (for CPU tensors: host memory);
+/// "lower" is what lies below it.
+enum class RecordState {
+  kResident,   ///< resident only: dropping it would lose the bytes
+  kLeaving,    ///< resident; a copy to the lower tier is under way
+  kClean,      ///< resident, and a lower copy exists: droppable at once
+  kLower,      ///< the lower copy only
+  kReturning,  ///< the lower copy, and a transfer into resident memory under way
+  kLost,       ///< the lower copy could not be read back: every unpack says why
+  kDead,       ///< no hook is left
+};
+inline constexpr size_t kRecordStates = 7;
+
+std::string_view to_string(RecordState state) noexcept;
+
+/// The one table of transitions; what is not in it is a defect.
+constexpr bool may_become(RecordState from, RecordState to) noexcept {
+  using enum RecordState;
+  constexpr size_t n = kRecordStates;
+  // clang-format off
+  constexpr std::array<std::array<bool, n>, n> kTable = {{
+      //               Resident Leaving Clean  Lower  Return Lost   Dead
+      /* Resident  */ {false,   true,   false, false, false, false, true},
+      /* Leaving   */ {true,    false,  true,  false, false, false, true},   // back to Resident: the transfer failed or was cancelled
+      /* Clean     */ {false,   false,  false, true,  false, false, true},
+      /* Lower     */ {false,   false,  false, false, true,  false, true},
+      /* Returning */ {false,   false,  true,  true,  false, true,  true},   // back to Lower: no memory for it yet
+      /* Lost      */ {false,   false,  false, false, false, false, true},
+      /* Dead      */ {false,   false,  false, false, false, false, false},
+  }};
+  // clang-format on
+  return kTable[static_cast<size_t>(from)][static_cast<size_t>(to)];
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,86 @@
+#include <ebbtide/store/report.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <vector>
+
+namespace ebbtide {
+namespace {
+
+template <class... Arguments>
+std::string line(const char* format, Arguments... arguments) {
+  std::array<char, 512> text{};
+  std::snprintf(text.data(), text.size(), format, arguments...);
+  return std::string(text.data()) + "\n";
+}
+
+std::string tier_line(const char* name, const TierStats& tier) {
+  return line("  %-24s %12s %12s %12s", name, to_string(tier.bytes).c_str(), to_string(tier.peak_bytes).c_str(),
+              to_string(tier.budget_bytes).c_str());
+}
+
+std::string count_line(const char* name, const Count& count) {
+  return line("  %-24s %12lld %12s", name, static_cast<long long>(count.tensors), to_string(count.bytes).c_str());
+}
+
+std::string link_line(const char* name, const LinkStats& link) {
+  const double gib = static_cast<double>(link.bytes.count()) / (1 << 30);
+  return line("  %-24s %12s %10.2f s %8.2f GiB/s", name, to_string(link.bytes).c_str(), link.busy_s,
+              link.busy_s > 0 ? gib / link.busy_s : 0.0);
+}
+
+}  // namespace
+
+std::string render_report(const Stats& stats, const PassStats& last_pass, const ReportContext& context) {
+  std::string text = line("Ebbtide: %lld passes, %s saved by autograd", static_cast<long long>(stats.passes),
+                          to_string(stats.saved.bytes).c_str());
+  text += line("%-26s %12s %12s %12s", "tier", "now", "peak", "budget");
+  text += tier_line("device (CPU tensors)", stats.device);
+  text += tier_line("host (staging)", stats.host);
+  text += tier_line("spill", stats.spill);
+  if (!context.spill.empty()) text += "  " + context.spill + "\n";
+
+  text += line("%-26s %12s %12s", "what became of it", "tensors", "bytes");
+  text += count_line("saved", stats.saved);
+  text += count_line("  kept", stats.kept);
+  text += count_line("  offloaded", stats.offloaded);
+  text += count_line("  spilled", stats.spilled);
+  text += count_line("  recomputed", stats.recomputed);
+  text += count_line("another view of a record", stats.deduplicated);
+  text += count_line("passed through", stats.passed_through);
+  std::vector<std::pair<std::string, Count>> reasons(stats.passed_through_reasons.begin(),
+                                                     stats.passed_through_reasons.end());
+  std::sort(reasons.begin(), reasons.end(),
+            [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+  for (const auto& [reason, count] : reasons) text += count_line(("  " + reason).c_str(), count);
+
+  if (stats.disk_write.bytes > Bytes(0)) {
+    text += line("%-26s %12s %12s %14s", "disk", "bytes", "busy", "speed");
+    text += link_line("written", stats.disk_write);
+    text += link_line("read", stats.disk_read);
+  }
+  text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
+
+  const Count moved{stats.spilled.tensors + stats.offloaded.tensors, stats.spilled.bytes + stats.offloaded.bytes};
+  if (stats.passes > 0 && moved.tensors == 0 && stats.recomputed.tensors == 0) {
+    if (stats.saved.tensors == 0)
+      text +=
+          "Nothing moved: autograd saved no tensor that may. See the reasons under 'passed through'; small ones move "
+          "with a lower min_bytes (now " +
+          to_string(context.min_bytes) + ").\n";
+    else if (stats.device.peak_bytes < stats.device.budget_bytes)
+      text += "Nothing moved: at most " + to_string(stats.device.peak_bytes) +
+              " were held, which is within device_budget (" + to_string(stats.device.budget_bytes) +
+              "). Lower it to save memory.\n";
+    else if (context.spill.empty())
+      text += "Nothing moved: there is nowhere to go. Name a folder on a disk in spill_to.\n";
+  }
+  if (stats.passes == 0 && stats.packed.tensors == 0)
+    text +=
+        "No pass yet: autograd saved nothing inside this store. Is the forward under `with store:`, an OffloadScope or "
+        "an attached model, with gradients on?\n";
+  return text;
+}
+
+}  // namespace ebbtide

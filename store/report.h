@@ -1,0 +1,19 @@
+// The store's account of itself, for people.
+#pragma once
+
+#include <ebbtide/store/stats.h>
+
+#include <string>
+
+namespace ebbtide {
+
+struct ReportContext {
+  Bytes min_bytes;
+  std::string spill;  ///< one line about the spill tier; empty where there is none
+};
+
+/// One screen of text: the tiers, what became of what was saved, where time went, and, when nothing was saved, why and
+/// what to change.
+std::string render_report(const Stats& stats, const PassStats& last_pass, const ReportContext& context);
+
+}  // namespace ebbtide

@@ -1,0 +1,179 @@
+// How saved tensors come back: when autograd asks, and before.
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/store_core.h>
+#include <ebbtide/store/work.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace ebbtide {
+
+StoreCore::Unpacked StoreCore::unpack(Record& record) {
+  for (;;) {
+    Work work(*this);
+    std::unique_lock lock(mutex_);
+    work.exhumed.swap(buried_);
+    switch (record.state_) {
+      case RecordState::kResident:
+      case RecordState::kLeaving:
+      case RecordState::kClean: {
+        Resident& resident = *record.resident_;
+        if (resident.identity == nullptr && resident.storage && !resident.storage->unchanged()) {
+          // Somebody wrote into what was handed out; the lower copy is as it was when it left.
+          drop_locked(resident, work);
+          break;
+        }
+        record.unpacked_ = true;
+        Unpacked unpacked{resident.storage, resident.memory, resident.origin};
+        prefetch_locked(*record.pass_, work);
+        host_.note_peak();
+        const bool check = record.fingerprint_ && unpacked.memory;
+        lock.unlock();
+        work.run();
+        if (check) check_fingerprint(record, unpacked.memory->data());
+        return unpacked;
+      }
+      case RecordState::kLower:
+        drop_clean_locked(work);
+        begin_return_locked(record, Urgency::kDemand, work);
+        break;
+      case RecordState::kReturning:
+        record.demanded_ = true;
+        if (record.transfer_) work.demanded.push_back(*record.transfer_);
+        prefetch_locked(*record.pass_, work);
+        lock.unlock();
+        work.run();
+        lock.lock();
+        wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });
+        continue;
+      case RecordState::kLost: {
+        const Failure why = *record.lost_;
+        lock.unlock();
+        if (why.code == FailureCode::kCorrupt) throw CorruptTensor(why.message);
+        if (why.code == FailureCode::kOverCapacity) throw OutOfBudget(why.message);
+        throw SpillError(why.message);
+      }
+      case RecordState::kDead:
+        std::abort();  // a hook that outlived its own record
+    }
+    lock.unlock();
+    work.run();
+  }
+}
+
+std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::shared_ptr<ReturnedMemory>& memory,
+                                                std::shared_ptr<DeviceStorage> mine) {
+  std::lock_guard lock(mutex_);
+  if (!record.resident_) return mine;
+  Resident& resident = *record.resident_;
+  if (resident.memory == memory) {
+    resident.storage = mine;
+    resident.memory = nullptr;  // the storage holds it
+    return mine;
+  }
+  return resident.identity == nullptr && resident.storage && resident.storage->data() == memory->data()
+             ? resident.storage
+             : mine;
+}
+
+void StoreCore::begin_return_locked(Record& record, Urgency urgency, Work& work) {
+  auto alive = record.weak_from_this().lock();
+  if (!alive) return;
+  auto resident = std::make_shared<Resident>();
+  resident->tier = &host_;
+  resident->origin = record.begin_;
+  resident->bytes = record.bytes();
+  resident->records.push_back(&record);
+  host_.add(*resident, DeviceTier::Place::kReturning);
+  record.resident_ = std::move(resident);
+  record.become(RecordState::kReturning);
+  record.demanded_ = urgency == Urgency::kDemand;
+  work.reads.push_back({std::move(alive), urgency});
+}
+
+void StoreCore::prefetch_locked(Pass& pass, Work& work) {
+  if (!pass.in_backward_) return;
+  for (; pass.next_ > 0; --pass.next_) {
+    Record* record = pass.sequence_[pass.next_ - 1];
+    if (record == nullptr || record->state_ != RecordState::kLower) continue;
+    if (staging_full_ || closed_ || host_.held() + record->bytes() > host_.budget) return;
+    begin_return_locked(*record, Urgency::kPrefetch, work);
+  }
+}
+
+void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
+  const RecordLayout& layout = record->layout_;  // fixed since it left
+  auto memory = ReturnedMemory::make(shared_from_this(), pool_.get(), record->bytes(), layout.modulus, layout.remainder,
+                                     urgency == Urgency::kDemand);
+  if (!memory) {
+    Work work(*this);
+    std::lock_guard lock(mutex_);
+    if (record->demanded_) {
+      record->lost_ = Failure{FailureCode::kOverCapacity, ENOMEM,
+                              "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
+                                  " that comes back: lower device_budget"};
+      record->become(RecordState::kLost);
+    } else {
+      staging_full_ = true;
+      record->become(RecordState::kLower);
+      record->pass_->next_ = std::max<size_t>(record->pass_->next_, record->slot_ + size_t{1});
+    }
+    detach_locked(*record, work);
+    changed_.notify_all();
+    return;
+  }
+  std::byte* first = memory->data();
+  std::memcpy(first, record->edges_.data(), layout.head);
+  std::memcpy(first + layout.head + layout.middle, record->edges_.data() + layout.head, layout.tail);
+  {
+    std::lock_guard lock(mutex_);
+    record->resident_->memory = memory;
+    under_way_.emplace(record->id_, record.get());
+    if (record->demanded_) urgency = Urgency::kDemand;
+  }
+  const auto priority = urgency == Urgency::kDemand ? SpillTier::Priority::kDemand : SpillTier::Priority::kPrefetch;
+  const auto id =
+      spill_->read(record->item_, {{first + layout.head, layout.middle}}, priority,
+                   [weak_core = weak_from_this(), record_id = record->id_, memory](const Status& status) mutable {
+                     memory.reset();  // whoever is woken now must not find it held here
+                     if (auto core = weak_core.lock()) core->read_done(record_id, status);
+                   });
+  bool raise = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (record->state_ != RecordState::kReturning) return;
+    record->transfer_ = id;
+    raise = record->demanded_ && urgency == Urgency::kPrefetch;
+  }
+  if (raise) spill_->raise_priority(id);
+}
+
+void StoreCore::read_done(uint64_t record_id, const Status& status) {
+  {
+    Work work(*this);
+    std::lock_guard lock(mutex_);
+    if (Record* record = arrived_locked(record_id)) {
+      if (status.ok()) {
+        record->become(RecordState::kClean);
+        place_locked(*record->resident_);
+      } else {
+        record->lost_ = status.failure();
+        record->become(RecordState::kLost);
+        detach_locked(*record, work);
+      }
+    }
+  }
+  changed_.notify_all();
+}
+
+void StoreCore::check_fingerprint(const Record& record, const std::byte* data) const {
+  if (XXH3_64bits(data, static_cast<size_t>(record.bytes().count())) == *record.fingerprint_) return;
+  throw CorruptTensor("a saved tensor of " + to_string(record.bytes()) +
+                      " came back with other bytes than it left with (verify)");
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,66 @@
+// What a store did, in numbers. Units: bytes and seconds.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace ebbtide {
+
+struct TierStats {
+  Bytes bytes;  ///< now
+  Bytes peak_bytes;
+  Bytes budget_bytes;
+};
+
+struct Count {
+  int64_t tensors = 0;
+  Bytes bytes;  ///< storage footprint
+
+  void add(Bytes more) {
+    ++tensors;
+    bytes += more;
+  }
+};
+
+struct LinkStats {
+  Bytes bytes;
+  double busy_s = 0;
+};
+
+/// Cumulative over the store's life unless said otherwise.
+struct Stats {
+  TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory)
+  TierStats host;    ///< slabs of the pool
+  TierStats spill;
+
+  Count packed;          ///< all that autograd handed over = passed_through + deduplicated + saved
+  Count passed_through;  ///< left to autograd, untouched
+  Count deduplicated;    ///< another view of a record that is there already
+  Count saved;           ///< records made
+  std::map<std::string, Count> passed_through_reasons;
+
+  // What became of each record, counted when it dies: disjoint, and summing to `saved` once its pass is over.
+  Count kept, offloaded, spilled, recomputed;
+
+  double stall_s = 0;  ///< seconds that callers waited for a transfer
+  double recompute_s = 0;
+  LinkStats d2h, h2d, disk_write, disk_read;
+
+  Bytes handed_over;           ///< returned by unpack, and the storage still lives (now)
+  Bytes referenced_elsewhere;  ///< saved, but someone else holds the storage too: not in the budget (now)
+  int64_t passes = 0;          ///< counted when the backward has ended or the last record died
+};
+
+/// One pass, from its first pack to its end. `kept` and the others count its records as they died.
+struct PassStats {
+  int64_t number = 0;  ///< 1 for the store's first
+  Count saved, kept, offloaded, spilled, recomputed;
+  double stall_s = 0;
+  Bytes peak_device_bytes;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,43 @@
+#include <ebbtide/store/store.h>
+#include <ebbtide/store/store_core.h>
+
+#include <utility>
+
+namespace ebbtide {
+
+Store::Store(const Options& options) : core_(StoreCore::open(options)) {}
+
+Store::~Store() {
+  if (core_) core_->refuse_packs();
+}
+
+Store::Store(Store&&) noexcept = default;
+
+Store& Store::operator=(Store&& other) noexcept {
+  if (this != &other) {
+    if (core_) core_->refuse_packs();
+    core_ = std::move(other.core_);
+  }
+  return *this;
+}
+
+void Store::close() {
+  core_->close();
+}
+Stats Store::stats() const {
+  return core_->stats();
+}
+PassStats Store::last_pass() const {
+  return core_->last_pass();
+}
+std::string Store::report() const {
+  return core_->report();
+}
+Bytes Store::trim() {
+  return core_->trim();
+}
+void Store::on_warning(std::function<void(const std::string&)> handler) {
+  core_->set_warning_handler(std::move(handler));
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,59 @@
+// The handle on an activation store.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/options.h>
+#include <ebbtide/store/stats.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace ebbtide {
+
+class StoreCore;
+
+/// Keeps what autograd saves within budgets. A scope (OffloadScope in C++, `with store:` in Python) says which forwards
+/// it serves.
+///
+/// Lifetime: dropping the store refuses new packs; what its records need lives until the last of them, and the last
+/// tensor handed out, is gone. Threads: all methods from any.
+class EBBTIDE_API Store {
+ public:
+  /// Opens the tiers. Errors: ConfigError.
+  explicit Store(const Options& options = {});
+  ~Store();
+  Store(Store&&) noexcept;
+  Store& operator=(Store&&) noexcept;
+
+  /// Brings home the records that are alive, waits for transfers in flight and gives the spill files back. Idempotent.
+  /// Later packs pass through.
+  void close();
+
+  Stats stats() const;
+  /// The last pass that ended; its number is 0 before the first has.
+  PassStats last_pass() const;
+  /// One screen of text for people.
+  std::string report() const;
+  /// Gives idle host memory back to the system; returns how much.
+  Bytes trim();
+
+  /// Warnings go to stderr by default. Called on threads of callers, each warning once.
+  void on_warning(std::function<void(const std::string&)> handler);
+
+  /// Registers the parameters and buffers of a torch::nn::Module (by value or reference): they never move. Needs
+  /// <ebbtide/ebbtide.h>.
+  template <class Module>
+  void attach(const Module& module) {
+    attach_module(*this, module);
+  }
+
+  const std::shared_ptr<StoreCore>& core() const noexcept { return core_; }
+
+ private:
+  std::shared_ptr<StoreCore> core_;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,46 @@
+// What a call found to do while it held the core's lock, and does after letting go.
+#pragma once
+
+#include <ebbtide/store/store_core.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace ebbtide {
+
+/// Declare it before the lock: what it drops must go after the lock is released.
+class StoreCore::Work {
+ public:
+  explicit Work(StoreCore& core) noexcept : core_(core) {}
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+
+  bool empty() const noexcept {
+    return writes.empty() && reads.empty() && cancelled.empty() && demanded.empty() && dropped.empty();
+  }
+  /// REQUIRES: the core's lock is not held. May be called once.
+  void run();
+
+  struct Write {
+    std::shared_ptr<Record> record;
+    std::shared_ptr<DeviceStorage> storage;
+    std::shared_ptr<ReturnedMemory> memory;
+  };
+  struct Read {
+    std::shared_ptr<Record> record;
+    Urgency urgency;
+  };
+
+  std::vector<std::shared_ptr<Resident>> dropped;
+  std::vector<std::shared_ptr<DeviceStorage>> exhumed;
+  std::vector<Write> writes;
+  std::vector<Read> reads;
+  std::vector<SpillTier::TransferId> cancelled;
+  std::vector<SpillTier::TransferId> demanded;
+
+ private:
+  StoreCore& core_;
+};
+
+}  // namespace ebbtide
