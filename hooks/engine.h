@@ -1,0 +1,12 @@
+// Where torch asks for saved-tensor hooks.
+#pragma once
+
+namespace ebbtide {
+
+/// Wraps the autograd engine that is there (in a Python process: Python's) in one that supplies a store's hooks under a
+/// Scope and delegates all else. No Python object is made and the GIL is not taken. Once a process, leaked: torch keeps
+/// a pointer to it. Threads: any; later calls do nothing. In a forked child it passes everything through: the store's
+/// threads and rings stayed with the parent.
+void install_engine();
+
+}  // namespace ebbtide

@@ -1,0 +1,17 @@
+#include <ebbtide/hooks/module_parameters.h>
+#include <ebbtide/hooks/scope.h>
+
+#include <torch/nn/module.h>
+
+namespace ebbtide {
+
+void attach_tensor(Store& store, const at::Tensor& tensor) {
+  parameters_of(*store.core())->add(tensor);
+}
+
+void attach_module(Store& store, const torch::nn::Module& module) {
+  for (const at::Tensor& tensor : module.parameters()) attach_tensor(store, tensor);
+  for (const at::Tensor& tensor : module.buffers()) attach_tensor(store, tensor);
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,57 @@
+#include <ebbtide/hooks/pass_through.h>
+#include <ebbtide/hooks/view_of_storage.h>
+
+#include <ATen/MapAllocator.h>
+#include <c10/core/impl/COW.h>
+
+namespace ebbtide {
+namespace {
+
+/// Kinds whose storage must not even be looked at: some throw when asked for its address.
+const char* why_kind(const at::Tensor& tensor) {
+  using c10::DispatchKey;
+  c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  const c10::DispatchKeySet keys = impl.key_set();
+  if (keys.has(DispatchKey::Python)) return "tensor subclass";
+  if (keys.has_any(c10::DispatchKeySet({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper,
+                                        DispatchKey::FuncTorchVmapMode, DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                        DispatchKey::BatchedNestedTensor, DispatchKey::Functionalize})))
+    return "inside a function transform";
+  if (keys.has(DispatchKey::ZeroTensor)) return "zero tensor";
+  if (impl.is_inference()) return "inference tensor";
+  if (tensor.is_nested()) return "nested";
+  if (tensor.layout() != c10::kStrided) return "not strided (sparse or mkldnn)";
+  if (tensor.is_quantized()) return "quantised";
+  if (!tensor.device().is_cpu()) return tensor.is_meta() ? "meta tensor" : "device not served yet";
+  if (impl.has_symbolic_sizes_strides()) return "symbolic sizes";
+  if (impl.has_named_tensor_meta()) return "named dimensions";
+  if (!impl.has_storage()) return "no storage";
+  return nullptr;
+}
+
+bool is_parameter(const at::TensorBase& tensor) {
+  return tensor.is_leaf() && tensor.requires_grad();
+}
+
+}  // namespace
+
+const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters) {
+  if (const char* kind = why_kind(tensor)) return kind;
+  if (tensor.numel() == 0) return "no elements";
+  c10::StorageImpl& storage = *tensor.storage().unsafeGetStorageImpl();
+  if (static_cast<int64_t>(storage.nbytes()) < min_bytes.count()) return "under min_bytes";
+  if (is_parameter(tensor) || (tensor.is_view() && is_parameter(tensor._base()))) return "parameter or leaf";
+  if (parameters.contains(storage)) return "parameter or buffer of an attached model";
+  if (c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks())) return "copy-on-write storage";
+  if (at::MapAllocator::fromDataPtr(storage._mutable_data_ptr_no_checks()) != nullptr) return "shared or mapped memory";
+  if (ViewOfStorage(tensor).end().count() > static_cast<int64_t>(storage.nbytes()))
+    return "storage smaller than its view";
+  return nullptr;
+}
+
+Bytes storage_footprint(const at::Tensor& tensor) {
+  if (why_kind(tensor) != nullptr) return Bytes(0);
+  return Bytes(static_cast<int64_t>(tensor.storage().unsafeGetStorageImpl()->nbytes()));
+}
+
+}  // namespace ebbtide

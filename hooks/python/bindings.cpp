@@ -1,0 +1,180 @@
+// The Python module: a thin layer over the C++ store. Options, statistics and errors cross here; saved tensors never do
+// (see hooks/engine.h).
+#include <ebbtide/hooks/module_parameters.h>
+#include <ebbtide/hooks/saved_tensor.h>
+#include <ebbtide/hooks/scope.h>
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/options.h>
+#include <ebbtide/store/stats.h>
+#include <ebbtide/store/store.h>
+#include <ebbtide/store/store_core.h>
+
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace ebbtide {
+namespace {
+
+/// The Python class of an error, from ebbtide._errors. REQUIRES: the GIL.
+py::object error_class(ErrorCode code) {
+  static constexpr const char* kNames[] = {"ConfigError", "OutOfBudget", "SpillError", "CorruptTensor", "ClosedError"};
+  return py::module_::import("ebbtide._errors").attr(kNames[static_cast<size_t>(code)]);
+}
+
+/// What torch's own error handling turns into an exception of the right class; a pybind11 translator never sees errors
+/// that pass through torch.
+class PythonError final : public torch::PyTorchError {
+ public:
+  explicit PythonError(const Error& error) : torch::PyTorchError(error.what()), code_(error.code()) {}
+  PyObject* python_type() override { return error_class(code_).release().ptr(); }
+
+ private:
+  ErrorCode code_;
+};
+
+/// Waits of the store: without the GIL, and broken off by Ctrl-C.
+class PythonWaiter final : public Waiter {
+ public:
+  void* release() override { return PyGILState_Check() != 0 ? PyEval_SaveThread() : nullptr; }
+  void check() override {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+  void resume(void* released) noexcept override {
+    if (released != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(released));
+  }
+};
+
+void log_warning(const std::string& text) {
+  if (Py_IsInitialized() == 0) return;
+  py::gil_scoped_acquire gil;
+  py::module_::import("logging").attr("getLogger")("ebbtide").attr("warning")("%s", text);
+}
+
+py::dict to_dict(const TierStats& tier) {
+  return py::dict(py::arg("bytes") = tier.bytes.count(), py::arg("peak_bytes") = tier.peak_bytes.count(),
+                  py::arg("budget_bytes") = tier.budget_bytes.count());
+}
+py::dict to_dict(const Count& count) {
+  return py::dict(py::arg("tensors") = count.tensors, py::arg("bytes") = count.bytes.count());
+}
+py::dict to_dict(const LinkStats& link) {
+  return py::dict(py::arg("bytes") = link.bytes.count(), py::arg("busy_s") = link.busy_s);
+}
+
+py::dict to_dict(const Stats& stats) {
+  py::dict result;
+  result["device"] = to_dict(stats.device);
+  result["host"] = to_dict(stats.host);
+  result["spill"] = to_dict(stats.spill);
+  result["packed"] = to_dict(stats.packed);
+  result["passed_through"] = to_dict(stats.passed_through);
+  result["deduplicated"] = to_dict(stats.deduplicated);
+  result["saved"] = to_dict(stats.saved);
+  result["kept"] = to_dict(stats.kept);
+  result["offloaded"] = to_dict(stats.offloaded);
+  result["spilled"] = to_dict(stats.spilled);
+  result["recomputed"] = to_dict(stats.recomputed);
+  py::dict reasons;
+  for (const auto& [reason, count] : stats.passed_through_reasons) reasons[py::str(reason)] = to_dict(count);
+  result["passed_through_reasons"] = reasons;
+  result["stall_s"] = stats.stall_s;
+  result["recompute_s"] = stats.recompute_s;
+  result["d2h"] = to_dict(stats.d2h);
+  result["h2d"] = to_dict(stats.h2d);
+  result["disk_write"] = to_dict(stats.disk_write);
+  result["disk_read"] = to_dict(stats.disk_read);
+  result["handed_over"] = stats.handed_over.count();
+  result["referenced_elsewhere"] = stats.referenced_elsewhere.count();
+  result["passes"] = stats.passes;
+  return result;
+}
+
+py::dict to_dict(const PassStats& pass) {
+  py::dict result;
+  result["pass"] = pass.number;
+  const auto put = [&](const std::string& name, const Count& count) {
+    result[py::str(name + "_tensors")] = count.tensors;
+    result[py::str(name + "_bytes")] = count.bytes.count();
+  };
+  put("saved", pass.saved);
+  put("kept", pass.kept);
+  put("offloaded", pass.offloaded);
+  put("spilled", pass.spilled);
+  put("recomputed", pass.recomputed);
+  result["stall_s"] = pass.stall_s;
+  return result;
+}
+
+/// A saved tensor in the hands of Python's own saved_tensors_hooks.
+struct HeldTensor {
+  std::unique_ptr<SavedTensor> saved;
+};
+
+std::shared_ptr<Store> open_store(const std::vector<std::pair<std::string, std::string>>& texts,
+                                  std::vector<std::string> spill_to) {
+  Options options;
+  for (const auto& [name, value] : texts) set_option(options, name, value);
+  options.spill_to = std::move(spill_to);
+  auto store = std::make_shared<Store>(options);
+  store->on_warning(log_warning);
+  store->core()->set_waiter(std::make_shared<PythonWaiter>());
+  return store;
+}
+
+}  // namespace
+}  // namespace ebbtide
+
+PYBIND11_MODULE(_ebbtide, module) {
+  using namespace ebbtide;
+  set_error_translator([](const Error& error) { throw PythonError(error); });
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& error) {
+      PyErr_SetString(error_class(error.code()).ptr(), error.what());
+    } catch (PythonError& error) {
+      PyErr_SetString(error.python_type(), error.what());
+    }
+  });
+
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  py::class_<Store, std::shared_ptr<Store>>(module, "Store")
+      .def(py::init(&open_store), released)
+      .def("close", &Store::close, released)
+      .def("closed", [](const Store& store) { return store.core()->closed(); })
+      .def(
+          "trim", [](Store& store) { return store.trim().count(); }, released)
+      .def("stats", [](const Store& store) { return to_dict(store.stats()); })
+      .def("last_pass", [](const Store& store) { return to_dict(store.last_pass()); })
+      .def("report", &Store::report)
+      .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
+
+  py::class_<Scope>(module, "Scope")
+      .def(py::init([](const Store& store) { return std::make_unique<Scope>(store.core()); }))
+      .def_static("detached", [](const Store& store) { return Scope::detached(store.core()); })
+      .def("leave", &Scope::leave, released);
+
+  py::class_<HeldTensor>(module, "HeldTensor")
+      .def(
+          "unpack", [](HeldTensor& held) { return held.saved->call_unpack_hook(); }, released);
+  // For Python's hook stack: the caller keeps `scope`, which is not entered on any thread.
+  module.def(
+      "pack",
+      [](Scope& scope, const at::Tensor& tensor) {
+        auto saved = std::make_unique<SavedTensor>(scope);
+        saved->call_pack_hook(tensor);
+        return HeldTensor{std::move(saved)};
+      },
+      released);
+}

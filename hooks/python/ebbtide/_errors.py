@@ -1,0 +1,25 @@
+"""What a store raises. In C++ the same names are classes of `ebbtide::Error`."""
+
+
+class Error(RuntimeError):
+    """Any error of ebbtide's own."""
+
+
+class ConfigError(Error, ValueError):
+    """A wrong option: the message names the option, the value and what is accepted."""
+
+
+class OutOfBudget(Error, MemoryError):
+    """No tier has room: the message names the budget to raise and by how much."""
+
+
+class SpillError(Error, OSError):
+    """The disk failed and no copy is left: the message names file, offset and errno."""
+
+
+class CorruptTensor(Error):
+    """Bytes came back that are not the bytes that left; no gradient was made of them."""
+
+
+class ClosedError(Error):
+    """A scope was entered on a store that is closed."""

@@ -1,0 +1,123 @@
+"""The store, as Python programs use it."""
+
+import contextlib
+import os
+import threading
+
+import torch
+
+from . import _ebbtide
+from ._attach import Attachment
+
+_SPILL = "spill_to"
+
+
+def _option_text(name, value):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _folders(value):
+    if value is None:
+        return []
+    if isinstance(value, (str, os.PathLike)):
+        return [os.fspath(value)]
+    return [os.fspath(folder) for folder in value]
+
+
+class Store:
+    """Keeps what autograd saves within budgets: over `device_budget` it goes to disk, and it is back when the backward asks.
+
+    A context manager around the forward, reusable and re-entrant; the backward may run inside or after. Several threads may use one store, each with its own
+    `with`. What is not given as a keyword comes from the environment (`EBBTIDE_DEVICE_BUDGET` and so on).
+
+    Args:
+        device_budget: bytes of saved tensors that may stay where they were computed: an int, a text such as "2GiB", or "30%" of what the model saves. Default:
+            what memory and cgroup allow, less 1/16.
+        host_budget: bytes of host memory for staging. Default: half of `device_budget`, from 64 MiB to 1 GiB.
+        on_full: "keep" or "raise" (default where a budget is given) when nothing has room.
+        spill_to: a folder on a disk, or several, striped over.
+        spill_budget: bytes on disk. Default: 90% of the free space.
+        min_bytes: smaller tensors stay. Default: 64 KiB; at least 4 KiB.
+        verify: compare each returned tensor with a fingerprint taken when it left.
+        checksum: checksums on the spill tier (default True).
+
+    Raises:
+        ConfigError: an option is unknown or its value wrong.
+    """
+
+    def __init__(self, **options):
+        spill_to = _folders(options.pop(_SPILL, None) or os.environ.get("EBBTIDE_SPILL_TO", "").split(":"))
+        texts = [(name, _option_text(name, value)) for name, value in options.items() if value is not None]
+        self._store = _ebbtide.Store(texts, [folder for folder in spill_to if folder])
+        self._entered = threading.local()
+
+    def __enter__(self):
+        scope = _ebbtide.Scope(self._store)
+        stack = getattr(self._entered, "scopes", None)
+        if stack is None:
+            stack = self._entered.scopes = []
+        stack.append(scope)
+        return self
+
+    def __exit__(self, error_type, error, traceback):
+        scope = self._entered.scopes.pop()
+        try:
+            scope.leave()
+        except Exception:
+            if error_type is None:
+                raise
+            # The forward's own error is the one to see; what could not leave dies with its graph.
+
+    def attach(self, model):
+        """Runs every `model(...)` inside the store from now on; its parameters and buffers never move.
+
+        The model is held weakly; its copies and pickles are not attached, and no submodule is edited.
+
+        Returns:
+            A handle: `handle.remove()`, or a context manager that removes at its end. A dropped handle changes nothing.
+        """
+        return Attachment(self, model)
+
+    @contextlib.contextmanager
+    def saved_tensors_hooks(self):
+        """The same as a plain `torch.autograd.graph.saved_tensors_hooks`, for code that composes hooks itself. One Python object a tensor: slower than `with store`."""
+        scope = _ebbtide.Scope.detached(self._store)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _ebbtide.pack(scope, tensor), lambda held: held.unpack()):
+                yield
+        finally:
+            scope.leave()
+
+    def close(self):
+        """Brings home the records that are alive and gives the spill files back. Idempotent. Entering a closed store is an error."""
+        self._store.close()
+
+    def stats(self):
+        """A plain dict of ints and floats: bytes and seconds, cumulative over the store's life unless said otherwise."""
+        return self._store.stats()
+
+    def last_pass(self):
+        """A flat dict of the last pass that ended, for loggers."""
+        return self._store.last_pass()
+
+    def report(self):
+        """One screen of text: what was kept, moved and why."""
+        return self._store.report()
+
+    def trim(self):
+        """Gives idle host memory back to the system (between phases of a job); returns how many bytes."""
+        return self._store.trim()
+
+    def _repr_html_(self):
+        import html
+
+        return "<pre>" + html.escape(self.report()) + "</pre>"
+
+
+def enable(model, **options):
+    """Makes a store, attaches it to `model` and returns it. Options as for `Store`."""
+    store = Store(**options)
+    store.attach(model)
+    return store

@@ -1,0 +1,134 @@
+#include <ebbtide/hooks/pass_through.h>
+#include <ebbtide/hooks/saved_tensor.h>
+#include <ebbtide/hooks/torch_storage.h>
+
+#include <ATen/ops/empty.h>
+#include <c10/util/Type.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <atomic>
+#include <sstream>
+#include <string>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+std::atomic<void (*)(const Error&)> translate{nullptr};
+
+/// Runs `body`; the store's errors leave as what the process wants them to be.
+template <class Body>
+auto translated(Body&& body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    if (auto* rethrow = translate.load()) rethrow(error);
+    throw;
+  }
+}
+
+/// Tells the store that a graph task is over, however it ended: called, the backward succeeded; destroyed uncalled, it
+/// threw.
+class BackwardEnd {
+ public:
+  BackwardEnd(const std::shared_ptr<Record>& record, int task)
+      : core_(record->shared_core()), pass_(record->shared_pass()), task_(task) {}
+  ~BackwardEnd() { core_->task_ended(*pass_, task_); }
+  BackwardEnd(const BackwardEnd&) = delete;
+  BackwardEnd& operator=(const BackwardEnd&) = delete;
+
+ private:
+  std::shared_ptr<StoreCore> core_;
+  std::shared_ptr<Pass> pass_;
+  int task_;
+};
+
+std::string class_name(const std::type_info& type) {
+  std::string name = c10::demangle(type.name());
+  return name.substr(name.rfind(':') + 1);
+}
+
+}  // namespace
+
+void set_error_translator(void (*rethrow)(const Error& error)) {
+  translate = rethrow;
+}
+
+void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
+  Scope& scope = *std::exchange(scope_, nullptr);
+  StoreCore& core = *scope.core();
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  version_ = impl.version_counter();
+  saved_version_ = version_.enabled() ? version_.current_version() : 0;
+  if (const auto& producer = tensor.grad_fn()) {
+    producer_ = &typeid(*producer);
+    output_ = static_cast<uint32_t>(tensor.output_nr());
+  }
+  if (const char* reason = why_pass_through(tensor, core.min_bytes(), scope.parameters())) {
+    core.note_passed_through(reason, storage_footprint(tensor));
+    // A result keeps its node, which keeps this hook: as torch does, keep such a tensor without its history.
+    passed_through_ = producer_ != nullptr ? tensor.tensor_data() : tensor;
+    return;
+  }
+  view_ = ViewOfStorage(tensor);
+  const c10::Storage& storage = tensor.storage();
+  const StoreCore::View view{.storage = storage.unsafeGetStorageImpl(),
+                             .version_counter = identity(version_),
+                             .version = saved_version_,
+                             .begin = view_.begin(),
+                             .end = view_.end(),
+                             .footprint = Bytes(static_cast<int64_t>(storage.nbytes()))};
+  record_ = translated(
+      [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage, version_); }); });
+}
+
+at::Tensor SavedTensor::call_unpack_hook() {
+  check_version();
+  if (passed_through_.defined()) return passed_through_;
+  announce_backward();
+  return translated([&] { return unpack_record(); });
+}
+
+at::Tensor SavedTensor::unpack_record() {
+  StoreCore& core = record_->core();
+  const StoreCore::Unpacked unpacked = core.unpack(*record_);
+  auto storage = std::static_pointer_cast<TorchStorage>(unpacked.storage);
+  if (!storage)
+    storage = std::static_pointer_cast<TorchStorage>(
+        core.adopt(*record_, unpacked.memory, TorchStorage::over(unpacked.memory)));
+  return view_.over(storage->storage(), unpacked.origin, storage->version());
+}
+
+void SavedTensor::announce_backward() {
+  const int task = torch::autograd::get_current_graph_task_id();
+  if (task == -1 || !record_->core().task_began(*record_, task)) return;
+  torch::autograd::Engine::get_default_engine().queue_callback([end = std::make_shared<BackwardEnd>(record_, task)] {});
+}
+
+void SavedTensor::check_version() const {
+  if (!version_.enabled() || version_.current_version() == saved_version_) return;
+  // In torch's words (torch/csrc/autograd/saved_variable.cpp), which does not compare versions itself where there are
+  // hooks.
+  std::ostringstream message;
+  message << "one of the variables needed for gradient computation has been modified by an inplace operation: [";
+  if (passed_through_.defined())
+    message << passed_through_.toString() << " " << passed_through_.sizes() << "]";
+  else
+    message << at::empty({0}, at::TensorOptions().dtype(view_.dtype())).toString() << " " << view_.sizes() << "]";
+  if (producer_ != nullptr) message << ", which is output " << output_ << " of " << class_name(*producer_) << ",";
+  message << " is at version " << version_.current_version() << "; expected version " << saved_version_ << " instead.";
+  if (torch::autograd::AnomalyMode::is_enabled())
+    message << " Hint: the backtrace further above shows the operation that failed to compute its gradient. The "
+               "variable in question was changed in there or "
+               "anywhere later. Good luck!";
+  else
+    message << " Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
+               "torch.autograd.set_detect_anomaly(True, check_nan=False).";
+  TORCH_CHECK(false, message.str());
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,50 @@
+// One tensor that a node of the graph saved.
+#pragma once
+
+#include <ebbtide/hooks/scope.h>
+#include <ebbtide/hooks/view_of_storage.h>
+#include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/record.h>
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/saved_variable_hooks.h>
+
+#include <cstdint>
+#include <memory>
+#include <typeinfo>
+
+namespace ebbtide {
+
+/// Autograd owns it: packed while the node is made, unpacked whenever a backward or a user asks, destroyed with the
+/// node. It keeps the record, and so the store's core, alive. Threads: torch serialises pack and unpack of one;
+/// different ones run on any threads at once.
+class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks {
+ public:
+  explicit SavedTensor(Scope& scope) : scope_(&scope) {}
+
+  /// Errors: OutOfBudget, in a forward whose earlier tensors fit nowhere.
+  void call_pack_hook(const at::Tensor& tensor) override;
+  /// Errors: what PyTorch raises for a tensor that was written to after it was saved; SpillError, CorruptTensor.
+  at::Tensor call_unpack_hook() override;
+
+ private:
+  at::Tensor unpack_record();
+  void announce_backward();
+  void check_version() const;
+
+  Scope* scope_;                    // valid until the pack
+  at::Tensor passed_through_;       // the tensor itself, where the store must not touch it
+  std::shared_ptr<Record> record_;  // else
+  ViewOfStorage view_;
+  c10::VariableVersion version_;  // holds no bytes of the tensor
+  uint32_t saved_version_ = 0;
+  uint32_t output_ = 0;
+  const std::type_info* producer_ = nullptr;  // for the message only: keeping the node would be a cycle
+};
+
+/// Python processes turn the store's errors into exceptions of the Python classes of the same names on their way
+/// through torch. `rethrow` is called in a catch block and throws. Threads: set once, before the first scope.
+EBBTIDE_API void set_error_translator(void (*rethrow)(const Error& error));
+
+}  // namespace ebbtide

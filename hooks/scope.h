@@ -1,0 +1,60 @@
+// Which store serves the forward that runs on this thread.
+#pragma once
+
+#include <ebbtide/hooks/parameter_registry.h>
+#include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/pass.h>
+#include <ebbtide/store/store_core.h>
+
+#include <cstddef>
+#include <memory>
+
+namespace ebbtide {
+
+/// The parameters that a store was told of.
+std::shared_ptr<ParameterRegistry> parameters_of(StoreCore& core);
+
+/// One scope that was entered: packs on its thread go to its store until it is left. Scopes of one store on one thread
+/// nest and share the outermost's pass.
+///
+/// Lifetime: records and hooks outlive it. Threads: entered, used and left on one thread; scopes may be left in any
+/// order (Python generators do).
+class EBBTIDE_API Scope {
+ public:
+  /// Errors: Error (kClosed).
+  explicit Scope(std::shared_ptr<StoreCore> core);
+  /// One that no thread is in: only who holds it packs into it (Python's own saved_tensors_hooks).
+  static std::unique_ptr<Scope> detached(std::shared_ptr<StoreCore> core);
+  ~Scope();  ///< as leave(), but what cannot leave for lack of room is kept in silence
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+  /// Ends the scope: what it saved may leave. May wait for room. Errors: OutOfBudget; the scope is over all the same.
+  /// Idempotent.
+  void leave();
+
+  /// The innermost on this thread; null where there is none.
+  static Scope* current() noexcept;
+
+  const std::shared_ptr<StoreCore>& core() const noexcept { return core_; }
+  const ParameterRegistry& parameters() const noexcept { return *parameters_; }
+  /// The pass that packs go to; opened by the first.
+  std::shared_ptr<Pass>& pass() noexcept { return host_ != nullptr ? host_->pass_ : pass_; }
+  /// How many Python hooks were there when it was entered: those pushed later are inside and win.
+  size_t python_hooks_outside() const noexcept { return python_hooks_outside_; }
+
+ private:
+  enum class Where { kThisThread, kNowhere };
+  Scope(std::shared_ptr<StoreCore> core, Where where);
+  void unlink() noexcept;
+
+  std::shared_ptr<StoreCore> core_;
+  std::shared_ptr<ParameterRegistry> parameters_;
+  std::shared_ptr<Pass> pass_;
+  size_t python_hooks_outside_;
+  Scope* outer_ = nullptr;
+  Scope* host_ = nullptr;  // the outermost of the same store on this thread, if this is not it
+  bool active_ = true;
+};
+
+}  // namespace ebbtide

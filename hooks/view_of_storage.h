@@ -1,0 +1,39 @@
+// A tensor's geometry, without the tensor.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/core/impl/SizesAndStrides.h>
+
+namespace ebbtide {
+
+/// What turns a storage into one view of it: sizes, strides, offset, dtype, conjugate and negative bits.
+class ViewOfStorage {
+ public:
+  ViewOfStorage() = default;
+  /// REQUIRES: a strided tensor with a storage and at least one element.
+  explicit ViewOfStorage(const at::Tensor& tensor);
+
+  /// First byte and one past the last that it touches, as offsets in the storage; strides are never negative in torch.
+  Bytes begin() const noexcept;
+  Bytes end() const noexcept;
+
+  /// The view over `storage`, whose first byte was at offset `origin` of the storage that this view was taken from. A
+  /// plain tensor without autograd metadata; in-place writes to it count on `version`.
+  at::Tensor over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const;
+
+  const caffe2::TypeMeta& dtype() const noexcept { return dtype_; }
+  c10::IntArrayRef sizes() const noexcept { return sizes_and_strides_.sizes_arrayref(); }
+
+ private:
+  c10::impl::SizesAndStrides sizes_and_strides_;
+  int64_t offset_ = 0;  // elements
+  caffe2::TypeMeta dtype_;
+  bool conjugate_ = false;
+  bool negative_ = false;
+};
+
+}  // namespace ebbtide
