@@ -1,0 +1,117 @@
+"""The part `hooks`: what a saved tensor costs at pack and at unpack, in Python and (hooks_bench.cpp) in C++.
+
+A chain of sin: each op saves its input, so the forward holds one pack an op and the backward one unpack. Rows of `no_hooks` are
+the time of the whole op; the others are what they add to it. All run on one thread, in turns, and the fastest round of each counts.
+Ebbtide's goal is the least that anyone pays today: in Python hooks that do nothing, in C++ (where an empty hook is a virtual call)
+the copying ones.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import cli
+import machine
+from row import Row
+
+OPS = 5000
+ROUNDS = 9
+SMALL = 8  # floats: under any store's min_bytes
+LARGE = 1024  # floats, 4 KiB: the smallest record
+CPP_PROGRAM = machine.ROOT / "build/bench/hooks_bench"
+
+# Name of a contender -> (seconds an op in the forward, in the backward).
+Times = dict[str, tuple[float, float]]
+
+
+def rows(options: list[str]) -> Iterator[Row]:
+    """`options`: none are known."""
+    if options:
+        raise cli.BadInput(f"the part hooks takes no options: {options[0]}")
+    yield from _rows("python", _python_times())
+    yield from _rows("cpp", _cpp_times())
+
+
+def _rows(language: str, times: Times) -> Iterator[Row]:
+    for suffix, ebbtide in (("", "ebbtide_passed_through"), ("_4KiB", "ebbtide_kept_4KiB")):
+        plain = times[f"no_hooks{suffix}"]
+        rival = ("identity_hooks" if language == "python" else "save_on_cpu") + suffix
+        yield Row("hooks", f"{language}.no_hooks{suffix}.forward", plain[0] * 1e6, "us")
+        yield Row("hooks", f"{language}.no_hooks{suffix}.backward", plain[1] * 1e6, "us")
+        for name in (f"identity_hooks{suffix}", f"save_on_cpu{suffix}", ebbtide):
+            for phase, word in enumerate(("pack", "unpack")):
+                added = (times[name][phase] - plain[phase]) * 1e6
+                if name == ebbtide:
+                    limit = (times[rival][phase] - plain[phase]) * 1e6
+                    yield Row.at_most("hooks", f"{language}.{name}.{word}", added, "us", limit, rival)
+                else:
+                    yield Row("hooks", f"{language}.{name}.{word}", added, "us")
+
+
+def _python_times() -> Times:
+    import ebbtide
+    import torch
+    from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+
+    def chain(floats: int, context: Callable) -> tuple[float, float]:
+        x = torch.ones(floats, requires_grad=True)
+        start = time.perf_counter()
+        with context():
+            y = x
+            for _ in range(OPS):
+                y = y.sin()
+        turned = time.perf_counter()
+        y.sum().backward()
+        return (turned - start) / OPS, (time.perf_counter() - turned) / OPS
+
+    def identity_hooks():
+        return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+    store = ebbtide.Store(device_budget="64GiB", min_bytes="4KiB")
+    contenders = {
+        "no_hooks": (SMALL, nullcontext),
+        "identity_hooks": (SMALL, identity_hooks),
+        "save_on_cpu": (SMALL, save_on_cpu),
+        "ebbtide_passed_through": (SMALL, lambda: store),
+        "no_hooks_4KiB": (LARGE, nullcontext),
+        "identity_hooks_4KiB": (LARGE, identity_hooks),
+        "save_on_cpu_4KiB": (LARGE, save_on_cpu),
+        "ebbtide_kept_4KiB": (LARGE, lambda: store),
+    }
+    torch.set_num_threads(1)
+    times: Times = {}
+    for number in range(1, ROUNDS + 1):
+        print(f"hooks: Python, round {number}/{ROUNDS}", file=sys.stderr)
+        for name, contender in contenders.items():
+            now = chain(*contender)
+            best = times.get(name, now)
+            times[name] = (min(best[0], now[0]), min(best[1], now[1]))
+    store.close()
+    return times
+
+
+def _cpp_times() -> Times:
+    if not CPP_PROGRAM.exists():
+        raise cli.BadInput(f"{CPP_PROGRAM} is missing: `bash setup.sh` builds it")
+    print("hooks: C++", file=sys.stderr)
+    ran = subprocess.run(
+        [
+            CPP_PROGRAM,
+            "--benchmark_format=json",
+            f"--benchmark_repetitions={ROUNDS}",
+            "--benchmark_min_time=0.05",
+            "--benchmark_enable_random_interleaving=true",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    best: dict[tuple[str, str], float] = {}
+    for result in json.loads(ran.stdout)["benchmarks"]:
+        if result["run_type"] == "iteration":
+            name, phase, *_ = result["name"].split("/")  # "no_hooks/backward:0/manual_time"
+            best[name, phase] = min(1 / result["items_per_second"], best.get((name, phase), float("inf")))
+    return {name: (best[name, "backward:0"], best[name, "backward:1"]) for name, _ in best}

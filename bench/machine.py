@@ -1,0 +1,36 @@
+"""What stands on top of every result: the machine, the commit and torch."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from cli import format_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def provenance() -> dict[str, str]:
+    return {"machine": _machine(), "commit": _commit(), "torch": importlib.metadata.version("torch")}
+
+
+def _machine() -> str:
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, {format_bytes(memory)}, Linux {platform.release()}"
+
+
+def _commit() -> str:
+    """The commit, with "-dirty" where tracked files differ from it; "unknown" outside a checkout."""
+    described = subprocess.run(
+        ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True
+    )
+    return described.stdout.strip() or "unknown"
