@@ -1,0 +1,162 @@
+"""The benchmarks' own parts, and the demo from end to end with a tiny model."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "bench"
+sys.path.insert(0, str(BENCH))
+
+import cli  # noqa: E402
+import demo_result  # noqa: E402
+from memory_limit import MemoryLimit  # noqa: E402
+from saved_bytes import SavedBytes  # noqa: E402
+from text import load_text  # noqa: E402
+
+TINY = ["--layers=1", "--width=64", "--tokens=32", "--batch=2"]
+TRAIN_GPT = {"python": [sys.executable, BENCH / "train_gpt.py"], "cpp": [ROOT / "build/bench/train_gpt"]}
+
+
+def run(command, **keywords):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'build/python'}:{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, **keywords)
+
+
+@pytest.mark.parametrize("text, count", [("4096", 4096), ("1900M", 1900 << 20), ("2GiB", 2 << 30), ("1.5TB", 1_500_000_000_000)])
+def test_size(text, count):
+    assert cli.size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "ten", "-1", "1e3", "5 parsecs", "MiB", "120%"])
+def test_no_size(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli.size_or_share(text)
+
+
+def test_share():
+    assert cli.size_or_share("10%") == pytest.approx(0.1)
+
+
+def test_text_is_read_once_in_order_of_names(tmp_path):
+    (tmp_path / "b").write_bytes(b"world")
+    (tmp_path / "a").write_bytes(b"hello ")
+    (tmp_path / "c").symlink_to("b")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "d").write_bytes(b"!")
+    assert load_text(str(tmp_path), tokens=4) == b"hello world!"
+
+
+def test_saved_bytes_counts_a_storage_once_and_no_parameter():
+    layer = torch.nn.Linear(8, 8, bias=False)
+    x = torch.ones(4, 8)
+    count = SavedBytes(layer.parameters())
+    with count.hooks():
+        hidden = layer(x)  # saves x
+        loss = (hidden * hidden.view(4, 8)).sum()  # saves hidden and a view of it
+    assert count.peak == x.untyped_storage().nbytes() + hidden.untyped_storage().nbytes()
+    loss.backward()
+    assert count.timeline[-1][1] == 0
+
+
+def test_ratio_is_of_neighbours_and_without_the_first_step():
+    plain = demo_result.Run("plain", step_s=[9.0, 1.0, 2.0, 4.0])
+    ebbtide = demo_result.Run("ebbtide", step_s=[1.0, 1.1, 2.2, 4.4])
+    assert demo_result.ratio(ebbtide, plain) == pytest.approx(1.1)
+
+
+def test_one_different_gradient_is_seen():
+    plain = demo_result.Run("plain", digests=["a", "b", "c"])
+    other = demo_result.Run("ebbtide", digests=["a", "x", "c"])
+    killed = demo_result.Run("plain_capped", digests=["a"])
+    dead_at_once = demo_result.Run("plain_capped")
+    for run_ in (other, killed, dead_at_once):
+        run_.compare(plain)
+    assert (other.bitwise_equal, killed.bitwise_equal, dead_at_once.bitwise_equal) == (False, True, None)
+
+
+def test_memory_limit_kills_what_outgrows_it_and_leaves_no_group():
+    try:
+        limit = MemoryLimit(64 << 20)
+        with limit:
+            small = subprocess.run(limit.wrap([sys.executable, "-c", "pass"]))
+            assert (small.returncode, limit.killed_processes()) == (0, 0)
+            large = subprocess.run(limit.wrap([sys.executable, "-c", "b'x' * (256 << 20)"]))
+            assert large.returncode == -signal.SIGKILL
+            assert limit.killed_processes() == 1
+    except cli.BadInput as reason:
+        pytest.skip(str(reason))
+    assert not limit._group.exists()
+
+
+@pytest.mark.parametrize("language", TRAIN_GPT)
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--data=/no/such/folder"], "no such file or folder"),
+        (["--data={empty}"], "0 bytes of text"),
+        (["--width=100"], "multiple of 64"),
+        (["--steps=none"], "--steps"),
+        (["--mode=ebbtide", "--budget=some", *TINY], "'some'"),
+        (["--mode=ebbtide", "--spill=/no/such/folder", *TINY], "/no/such/folder"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_train_gpt_refuses_bad_input_in_one_line(language, options, word, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    refused = run(TRAIN_GPT[language] + [option.format(empty=empty) for option in options])
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.count("\n") == 1 and word in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--data=/no/such/folder"], "no such file or folder"),
+        (["--budget=ten"], "'ten'"),
+        (["--memory=lots"], "'lots'"),
+        (["--spill=/no/such/folder"], "--spill"),
+        (["--json=/no/such/folder/x.json"], "--json"),
+        (["--steps=1"], "--steps"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_demo_refuses_bad_input_in_one_line(options, word):
+    refused = run([sys.executable, BENCH / "demo.py", *options])
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.count("\n") == 1 and word in refused.stderr
+
+
+def test_demo_end_to_end(tmp_path):
+    figures, picture = tmp_path / "demo.json", tmp_path / "step.png"
+    options = ["--steps=3", f"--json={figures}", f"--plot={picture}", f"--spill={tmp_path}"]
+    model = ["--layers=2", "--width=128", "--tokens=128", "--batch=4"]  # records above the 64 KiB under which tensors stay
+    ran = run([sys.executable, BENCH / "demo.py", *options, *model])
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(figures.read_text())
+    assert set(result) == {"machine", "commit", "torch", "runs", "ratios"}
+    runs = {entry["name"]: entry for entry in result["runs"]}
+    assert set(runs) == {"plain", "checkpoint", "ebbtide", "plain_cpp", "ebbtide_cpp"}
+    for entry in runs.values():
+        assert entry["exit"] == "ok" and len(entry["step_s"]) == 3 and entry["peak_rss_bytes"] > 0
+    for name in ("checkpoint", "ebbtide", "ebbtide_cpp"):
+        assert runs[name]["bitwise_equal"] is True
+    for name in ("ebbtide", "ebbtide_cpp"):
+        assert runs[name]["kept_bytes"] < runs["plain"]["saved_bytes"] / 2
+        assert runs[name]["spilled_bytes"] + runs[name]["recomputed_bytes"] > 0
+    assert all(value > 0 for value in result["ratios"].values()) and len(result["ratios"]) == 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_run_names_its_parts():
+    refused = run([sys.executable, BENCH / "run.py", "no-such-part"])
+    assert refused.returncode == 2 and "demo, hooks" in refused.stderr and refused.stderr.count("\n") == 1

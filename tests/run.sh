@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# All tests, C++ (ctest) and Python (pytest), after setting up whatever is missing. --long adds those that take minutes (sanitizers, long sweeps).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+while (($#)); do
+  case $1 in
+    --long) export EBBTIDE_LONG=1 ;;
+    *)
+      echo "unknown option '$1'; there is --long" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+
+python=$(bash setup.sh --print-python)
+results=build/results
+rm -rf "$results" && mkdir -p "$results"
+
+# Both always run; what they found is counted below.
+status=0
+"$(sed -n 's/^CMAKE_COMMAND:INTERNAL=\(.*\)cmake$/\1ctest/p' build/CMakeCache.txt)" --test-dir build --parallel 2 --output-on-failure \
+  --no-tests=error --output-junit "$root/$results/ctest.xml" || status=1
+"$python" -m pytest tests --junitxml "$results/pytest.xml" || status=1
+
+"$python" tests/summary.py "$status" "$results/ctest.xml" "$results/pytest.xml"
