@@ -11,6 +11,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace ebbtide {
 namespace {
@@ -18,6 +19,36 @@ namespace {
 using torch::autograd::Engine;
 
 std::atomic<bool> forked{false};
+
+/// The stores that were used, and what a fork under way holds of them. Leaked: forks come at any time.
+struct ForkGuard {
+  std::mutex mutex;
+  std::vector<std::weak_ptr<StoreCore>> cores;
+  std::vector<std::shared_ptr<StoreCore>> locked;
+
+  static ForkGuard& instance() {
+    static auto* guard = new ForkGuard;
+    return *guard;
+  }
+  void before() {
+    mutex.lock();
+    for (const auto& weak : cores)
+      if (auto core = weak.lock()) locked.push_back(std::move(core));
+    for (const auto& core : locked) core->lock_for_fork();
+  }
+  void after_in_parent() {
+    for (const auto& core : locked) core->unlock_after_fork();
+    const auto last_references = std::move(locked);
+    locked.clear();
+    mutex.unlock();
+  }
+  void after_in_child() {
+    for (const auto& core : locked) core->unlock_after_fork();
+    new auto(std::move(locked));  // what it holds has threads in the parent only: never ended here
+    mutex.unlock();
+    forked = true;
+  }
+};
 
 class StoreEngine final : public Engine {
  public:
@@ -60,11 +91,21 @@ class StoreEngine final : public Engine {
 
 }  // namespace
 
+void guard_forks(const std::shared_ptr<StoreCore>& core) {
+  ForkGuard& guard = ForkGuard::instance();
+  std::lock_guard lock(guard.mutex);
+  std::erase_if(guard.cores, [](const auto& weak) { return weak.expired(); });
+  for (const auto& weak : guard.cores)
+    if (!weak.owner_before(core) && !core.owner_before(weak)) return;
+  guard.cores.push_back(core);
+}
+
 void install_engine() {
   static std::once_flag once;
   std::call_once(once, [] {
     static auto* engine = new StoreEngine(Engine::get_default_engine());
-    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+    pthread_atfork([] { ForkGuard::instance().before(); }, [] { ForkGuard::instance().after_in_parent(); },
+                   [] { ForkGuard::instance().after_in_child(); });
     torch::autograd::set_default_engine_stub([]() -> Engine& { return *engine; });
   });
   // torch asks no engine for hooks before this was called (on any thread: it is a flag of the process).

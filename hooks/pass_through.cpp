@@ -14,7 +14,7 @@ const char* why_kind(const at::Tensor& tensor) {
   const c10::DispatchKeySet keys = impl.key_set();
   if (keys.has(DispatchKey::Python)) return "tensor subclass";
   if (keys.has_any(c10::DispatchKeySet({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper,
-                                        DispatchKey::FuncTorchVmapMode, DispatchKey::FuncTorchDynamicLayerFrontMode,
+
                                         DispatchKey::BatchedNestedTensor, DispatchKey::Functionalize})))
     return "inside a function transform";
   if (keys.has(DispatchKey::ZeroTensor)) return "zero tensor";

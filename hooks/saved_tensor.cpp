@@ -82,8 +82,10 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .begin = view_.begin(),
                              .end = view_.end(),
                              .footprint = Bytes(static_cast<int64_t>(storage.nbytes()))};
-  record_ = translated(
-      [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage, version_); }); });
+  auto packed = translated(
+      [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage); }); });
+  record_ = std::move(packed.record);
+  view_.shift(packed.origin);
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {
@@ -100,7 +102,9 @@ at::Tensor SavedTensor::unpack_record() {
   if (!storage)
     storage = std::static_pointer_cast<TorchStorage>(
         core.adopt(*record_, unpacked.memory, TorchStorage::over(unpacked.memory)));
-  return view_.over(storage->storage(), unpacked.origin, storage->version());
+  // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
+  // torch.
+  return view_.over(storage->storage(), unpacked.origin, version_);
 }
 
 void SavedTensor::announce_backward() {

@@ -30,8 +30,9 @@ Scope::Scope(std::shared_ptr<StoreCore> core, Where where)
       parameters_(parameters_of(*core_)),
       python_hooks_outside_(at::SavedTensorDefaultHooks::get_tls_state().stack.size()) {
   if (core_->closed()) throw Error(ErrorCode::kClosed, "this ebbtide store is closed");
-  if (where == Where::kNowhere) return;
   install_engine();
+  guard_forks(core_);
+  if (where == Where::kNowhere) return;
   if (!at::SavedTensorDefaultHooks::is_enabled())
     core_->note_passed_through("saved-tensor hooks disabled by torch", Bytes(0));
   for (Scope* scope = innermost; scope != nullptr; scope = scope->outer_)

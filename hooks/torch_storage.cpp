@@ -1,5 +1,8 @@
 #include <ebbtide/hooks/torch_storage.h>
 
+#include <c10/core/CPUAllocator.h>
+
+#include <atomic>
 #include <utility>
 
 namespace ebbtide {
@@ -14,6 +17,8 @@ struct CounterOf {
 template struct CounterOf<&c10::VariableVersion::version_counter_>;
 const void* counter_of(const c10::VariableVersion& version);
 
+std::atomic<bool> interpreter_ends{false};
+
 void drop_memory(void* context) {
   delete static_cast<std::shared_ptr<ReturnedMemory>*>(context);
 }
@@ -24,8 +29,13 @@ const void* identity(const c10::VariableVersion& version) noexcept {
   return counter_of(version);
 }
 
-TorchStorage::TorchStorage(c10::Storage storage, c10::VariableVersion version) noexcept
-    : storage_(std::move(storage)), version_(std::move(version)), made_at_(version_.current_version()) {}
+void leak_storages() {
+  interpreter_ends = true;
+}
+
+TorchStorage::~TorchStorage() {
+  if (interpreter_ends) (void)storage_.unsafeReleaseStorageImpl();
+}
 
 std::shared_ptr<TorchStorage> TorchStorage::over(const std::shared_ptr<ReturnedMemory>& memory) {
   auto context = std::make_unique<std::shared_ptr<ReturnedMemory>>(memory);
@@ -35,7 +45,7 @@ std::shared_ptr<TorchStorage> TorchStorage::over(const std::shared_ptr<ReturnedM
                        std::move(pointer), /*allocator=*/nullptr,
                        /*resizable=*/false);
   memory->hand_over();
-  return std::make_shared<TorchStorage>(std::move(storage), c10::VariableVersion(/*version=*/0));
+  return std::make_shared<TorchStorage>(std::move(storage));
 }
 
 std::byte* TorchStorage::data() const noexcept {
@@ -45,10 +55,17 @@ Bytes TorchStorage::bytes() const noexcept {
   return Bytes(static_cast<int64_t>(storage_.nbytes()));
 }
 int64_t TorchStorage::references() const noexcept {
-  return static_cast<int64_t>(storage_.use_count());
+  // A storage that Python has looked at keeps its Python object, and that object holds the storage: nobody else does if
+  // the object is torch's alone.
+  const bool wrapper = storage_.unsafeGetStorageImpl()->pyobj_slot()->has_unique_reference();
+  return static_cast<int64_t>(storage_.use_count()) - (wrapper ? 1 : 0);
 }
-bool TorchStorage::unchanged() const noexcept {
-  return version_.current_version() == made_at_;
+
+bool TorchStorage::plain() const noexcept {
+  const c10::StorageImpl& storage = *storage_.unsafeGetStorageImpl();
+  if (storage.pyobj_slot()->load_pyobj() != nullptr) return false;
+  const c10::DeleterFnPtr deleter = storage_.data_ptr().get_deleter();
+  return deleter == c10::GetCPUAllocator()->raw_deleter() || deleter == drop_memory;
 }
 
 }  // namespace ebbtide

@@ -1,6 +1,7 @@
 // Torch's storages as the store sees them.
 #pragma once
 
+#include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/device_storage.h>
 #include <ebbtide/store/returned_memory.h>
 
@@ -8,13 +9,15 @@
 #include <c10/core/TensorImpl.h>
 
 #include <memory>
+#include <utility>
 
 namespace ebbtide {
 
-/// A strong reference to a torch storage, and the version counter that tensors over it share.
+/// A strong reference to a torch storage.
 class TorchStorage final : public DeviceStorage {
  public:
-  TorchStorage(c10::Storage storage, c10::VariableVersion version) noexcept;
+  explicit TorchStorage(c10::Storage storage) noexcept : storage_(std::move(storage)) {}
+  ~TorchStorage() override;
 
   /// A storage over memory that came back. Not resizable; keeps the memory alive.
   static std::shared_ptr<TorchStorage> over(const std::shared_ptr<ReturnedMemory>& memory);
@@ -22,16 +25,17 @@ class TorchStorage final : public DeviceStorage {
   std::byte* data() const noexcept override;
   Bytes bytes() const noexcept override;
   int64_t references() const noexcept override;
-  bool unchanged() const noexcept override;
+  bool plain() const noexcept override;
+  const void* identity() const noexcept override { return storage_.unsafeGetStorageImpl(); }
 
   const c10::Storage& storage() const noexcept { return storage_; }
-  const c10::VariableVersion& version() const noexcept { return version_; }
 
  private:
   c10::Storage storage_;
-  c10::VariableVersion version_;
-  uint32_t made_at_;
 };
+
+/// From now on storages are leaked instead of released: the interpreter ends, and what they run may need it.
+EBBTIDE_API void leak_storages();
 
 /// Identity of a version counter: two tensors with the same one see each other's in-place writes. Valid while the
 /// counter lives.

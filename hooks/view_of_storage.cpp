@@ -35,6 +35,10 @@ Bytes ViewOfStorage::end() const noexcept {
   return Bytes((last + 1) * static_cast<int64_t>(dtype_.itemsize()));
 }
 
+void ViewOfStorage::shift(Bytes bytes) noexcept {
+  offset_ += bytes.count() / static_cast<int64_t>(dtype_.itemsize());
+}
+
 at::Tensor ViewOfStorage::over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const {
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
                                                          c10::DispatchKeySet(c10::DispatchKey::CPU), dtype_);

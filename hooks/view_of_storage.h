@@ -21,6 +21,9 @@ class ViewOfStorage {
   Bytes begin() const noexcept;
   Bytes end() const noexcept;
 
+  /// The same bytes, seen from a storage that begins `bytes` earlier.
+  void shift(Bytes bytes) noexcept;
+
   /// The view over `storage`, whose first byte was at offset `origin` of the storage that this view was taken from. A
   /// plain tensor without autograd metadata; in-place writes to it count on `version`.
   at::Tensor over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const;

@@ -10,8 +10,8 @@
 namespace ebbtide {
 
 /// A strong reference to one storage of the framework; hooks implement it.
-/// Lifetime: destroyed on threads of callers only, never under a lock of the store: the last reference may run the
-/// framework's own code.
+/// Lifetime: destroyed on threads of callers, never under a lock of the store: the last reference may run the
+/// framework's own code. Only a `plain` one may end on a thread of the spill tier.
 class EBBTIDE_API DeviceStorage {
  public:
   virtual ~DeviceStorage() = default;
@@ -20,8 +20,10 @@ class EBBTIDE_API DeviceStorage {
   virtual Bytes bytes() const noexcept = 0;
   /// How many hold the storage, this reference included.
   virtual int64_t references() const noexcept = 0;
-  /// False once a tensor over it was written to since this reference was made.
-  virtual bool unchanged() const noexcept = 0;
+  /// Whether its end does nothing but give memory back: no code of the user's, no interpreter lock.
+  virtual bool plain() const noexcept = 0;
+  /// What views of this storage name as theirs, see StoreCore::View.
+  virtual const void* identity() const noexcept = 0;
 };
 
 }  // namespace ebbtide

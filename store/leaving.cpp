@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <chrono>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -15,6 +16,8 @@ namespace {
 
 /// A disk that failed this often in a row is not asked again.
 constexpr int64_t kWriteErrorsToGiveUp = 3;
+/// A full disk may be emptied by somebody else.
+constexpr std::chrono::seconds kAskAgainAfter{1};
 
 }  // namespace
 
@@ -33,7 +36,7 @@ void StoreCore::settle(Pass* pass) {
       work.run();
       continue;
     }
-    if (over && host_.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
+    if (over && !closed_ && host_.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, [&] {
         return host_.held() <= host_.budget || host_.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
                host_.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
@@ -55,8 +58,18 @@ void StoreCore::settle(Pass* pass) {
   deliver_warnings();
 }
 
-bool StoreCore::may_leave_locked() const noexcept {
-  return spill_ && !closed_ && !spill_full_ && write_errors_ < kWriteErrorsToGiveUp;
+bool StoreCore::may_leave_locked() noexcept {
+  if (!spill_ || closed_ || write_errors_ >= kWriteErrorsToGiveUp) return false;
+  if (!full_at_) return true;
+  if (spill_->stats().bytes >= *full_at_ && std::chrono::steady_clock::now() < full_until_) return false;
+  full_at_.reset();
+  return true;
+}
+
+/// REQUIRES: the tier said that it has no room.
+void StoreCore::note_full_locked() {
+  full_at_ = spill_->stats().bytes;
+  full_until_ = std::chrono::steady_clock::now() + kAskAgainAfter;
 }
 
 std::string StoreCore::why_nothing_leaves_locked() const {
@@ -85,9 +98,8 @@ void StoreCore::look_again_locked(int64_t at_most) {
 /// `budget` bytes all leaves at once, since all of it will have to; those last bytes stay, since the backward begins
 /// with them. Without a last pass: half and half.
 Bytes StoreCore::dirty_limit_locked(const Pass* pass) const noexcept {
-  const Bytes expected = last_pass_.saved.bytes;
-  if (pass == nullptr || expected == Bytes(0)) return host_.budget / 2;
-  return pass->stats_.saved.bytes < expected - host_.budget ? Bytes(0) : host_.budget;
+  if (pass == nullptr || expected_pass_ == Bytes(0)) return host_.budget / 2;
+  return pass->stats_.saved.bytes < expected_pass_ - host_.budget ? Bytes(0) : host_.budget;
 }
 
 void StoreCore::begin_leaving_locked(Pass* pass, Work& work) {
@@ -136,6 +148,7 @@ Resident* StoreCore::pick_victim_locked() noexcept {
   for (Resident* resident = clean.front(); resident != nullptr && looked_at < kLookedAt;
        resident = clean.next(*resident), ++looked_at) {
     const Record& record = *resident->records.front();
+    if (record.demanded_) continue;  // somebody has waited for it and is about to take it
     const std::tuple<int, uint32_t> rank{record.unpacked_ ? 0 : record.pass_->in_backward_ ? 2 : 1, record.slot_};
     if (best == nullptr || rank < best_rank) {
       best = resident;
@@ -146,6 +159,7 @@ Resident* StoreCore::pick_victim_locked() noexcept {
 }
 
 void StoreCore::drop_locked(Resident& resident, Work& work) {
+  staging_full_ = false;
   const std::vector<Record*> records = resident.records;
   for (Record* record : records) {
     record->become(RecordState::kLower);
@@ -175,6 +189,11 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
     record->layout_ = layout;
     record->edges_ = std::move(edges);
     record->fingerprint_ = fingerprint;
+    if (layout.middle == 0) {  // too small for the disk: the edges are all of it
+      record->become(RecordState::kClean);
+      place_locked(*record->resident_);
+      return;
+    }
     under_way_.emplace(record->id_, record.get());
   }
   auto submitted = spill_->write(record->id_, {{first + layout.head, layout.middle}},
@@ -189,7 +208,6 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
   if (submitted.ok()) {
     record->transfer_ = submitted.value();
   } else {
-    spill_full_ = true;
     under_way_.erase(record->id_);
     write_failed_locked(*record, submitted.failure());
   }
@@ -198,27 +216,31 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
 void StoreCore::write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage) {
   {
     std::lock_guard lock(mutex_);
-    if (storage) buried_.push_back(std::move(storage));
-    if (Record* record = arrived_locked(record_id)) {
+    Record* record = arrived_locked(record_id);
+    // The record holds it too; one that died left it to us, and what may run the framework's code waits for a caller.
+    if (storage && record == nullptr && !storage->plain()) buried_.push_back(std::move(storage));
+    if (record != nullptr) {
       if (item.ok()) {
         write_errors_ = 0;
         record->item_ = std::move(item).value();
         record->become(RecordState::kClean);
         place_locked(*record->resident_);
       } else {
-        if (item.failure().code == FailureCode::kIo) ++write_errors_;
-        if (item.failure().code == FailureCode::kNoSpace) spill_full_ = true;
         write_failed_locked(*record, item.failure());
       }
     }
   }
+  storage.reset();
   changed_.notify_all();
 }
 
 void StoreCore::write_failed_locked(Record& record, const Failure& failure) {
   record.become(RecordState::kResident);
   place_locked(*record.resident_);
-  if (failure.code == FailureCode::kCancelled) return;
+  if (failure.code == FailureCode::kNoSpace)
+    note_full_locked();
+  else
+    ++write_errors_;
   last_write_error_ = failure.message;
   warn_once_locked("spill write", "a saved tensor could not be spilled and stays in memory: " + failure.message);
 }

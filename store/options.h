@@ -31,8 +31,8 @@ struct EBBTIDE_API Options {
   /// Bytes of saved tensors that may stay where they were computed, a device, over all passes of the store. None: what
   /// memory and cgroup allow, less 1/16.
   std::optional<std::variant<Bytes, Share>> device_budget;
-  /// Bytes of host memory for staging. None: for CPU tensors half of `device_budget`, between 64 MiB and 1 GiB, and
-  /// never more than memory and cgroup allow.
+  /// Bytes of host memory that tensors come back into. None: for CPU tensors 5/4 of `device_budget`, 64 MiB to 1 GiB,
+  /// and never more than memory and cgroup allow.
   std::optional<Bytes> host_budget;
   OnFull on_full = OnFull::kAutomatic;
   /// Folders on NVMe; several are striped over. None: nothing is spilled.

@@ -7,18 +7,20 @@
 namespace ebbtide {
 
 std::shared_ptr<ReturnedMemory> ReturnedMemory::make(std::shared_ptr<StoreCore> core, PinnedPool* pool, Bytes bytes,
-                                                     size_t modulus, size_t remainder, bool or_heap) {
+                                                     size_t modulus, size_t remainder, From from) {
   constexpr size_t kPage = 4096;
   const size_t whole = (static_cast<size_t>(bytes.count()) + remainder + modulus - 1) / modulus * modulus;
   std::shared_ptr<ReturnedMemory> memory(new ReturnedMemory);
   std::byte* base = nullptr;
   if (pool != nullptr) {
-    if (auto block = pool->acquire({.bytes = Bytes(static_cast<int64_t>(whole)), .contiguous = true}); block.ok()) {
+    auto block = pool->acquire(
+        {.bytes = Bytes(static_cast<int64_t>(whole)), .contiguous = true, .may_grow = from == From::kPoolOrSystem});
+    if (block.ok()) {
       memory->block_ = std::move(block).value();
       base = memory->block_.chunks().front().data;
     }
   }
-  if (base == nullptr && or_heap) {
+  if (base == nullptr && from == From::kPoolOrSystem) {
     memory->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, (whole + kPage - 1) / kPage * kPage)),
                      std::free};
     base = memory->heap_.get();
@@ -31,9 +33,7 @@ std::shared_ptr<ReturnedMemory> ReturnedMemory::make(std::shared_ptr<StoreCore> 
 }
 
 void ReturnedMemory::hand_over() noexcept {
-  if (handed_over_) return;
-  handed_over_ = true;
-  core_->note_handed_over(bytes_);
+  if (!handed_over_.exchange(true)) core_->note_handed_over(bytes_);
 }
 
 ReturnedMemory::~ReturnedMemory() {

@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 
@@ -17,11 +18,14 @@ class StoreCore;
 /// any thread, never waits.
 class EBBTIDE_API ReturnedMemory {
  public:
+  enum class From {
+    kReadyPool,     ///< memory that the pool has ready: no system call, for threads that must not wait
+    kPoolOrSystem,  ///< the pool may grow, and where it has no room the system serves
+  };
   /// `bytes` of memory whose address is `remainder` modulo `modulus` (a power of two, at most 4096): what direct I/O
-  /// and the kernels' own choice of code path need, see RecordLayout. From the pool where it has room; else, if
-  /// `or_heap`, from the system; else none.
+  /// and the kernels' own choice of code path need, see RecordLayout. None where there is no room.
   static std::shared_ptr<ReturnedMemory> make(std::shared_ptr<StoreCore> core, PinnedPool* pool, Bytes bytes,
-                                              size_t modulus, size_t remainder, bool or_heap);
+                                              size_t modulus, size_t remainder, From from);
   ~ReturnedMemory();
 
   std::byte* data() const noexcept { return data_; }
@@ -38,7 +42,7 @@ class EBBTIDE_API ReturnedMemory {
   std::unique_ptr<std::byte, void (*)(void*)> heap_{nullptr, nullptr};
   std::byte* data_ = nullptr;
   Bytes bytes_;
-  bool handed_over_ = false;  // guarded by: set once, before the tensor over it exists
+  std::atomic<bool> handed_over_{false};
 };
 
 }  // namespace ebbtide

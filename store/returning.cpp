@@ -22,12 +22,8 @@ StoreCore::Unpacked StoreCore::unpack(Record& record) {
       case RecordState::kLeaving:
       case RecordState::kClean: {
         Resident& resident = *record.resident_;
-        if (resident.identity == nullptr && resident.storage && !resident.storage->unchanged()) {
-          // Somebody wrote into what was handed out; the lower copy is as it was when it left.
-          drop_locked(resident, work);
-          break;
-        }
         record.unpacked_ = true;
+        record.demanded_ = false;
         Unpacked unpacked{resident.storage, resident.memory, resident.origin};
         prefetch_locked(*record.pass_, work);
         host_.note_peak();
@@ -38,6 +34,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record) {
         return unpacked;
       }
       case RecordState::kLower:
+        look_again_locked(8);
         drop_clean_locked(work);
         begin_return_locked(record, Urgency::kDemand, work);
         break;
@@ -73,11 +70,11 @@ std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::share
   if (resident.memory == memory) {
     resident.storage = mine;
     resident.memory = nullptr;  // the storage holds it
+    resident.identity = mine->identity();
+    by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
     return mine;
   }
-  return resident.identity == nullptr && resident.storage && resident.storage->data() == memory->data()
-             ? resident.storage
-             : mine;
+  return resident.storage && resident.storage->data() == memory->data() ? resident.storage : mine;
 }
 
 void StoreCore::begin_return_locked(Record& record, Urgency urgency, Work& work) {
@@ -107,17 +104,19 @@ void StoreCore::prefetch_locked(Pass& pass, Work& work) {
 
 void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
   const RecordLayout& layout = record->layout_;  // fixed since it left
-  auto memory = ReturnedMemory::make(shared_from_this(), pool_.get(), record->bytes(), layout.modulus, layout.remainder,
-                                     urgency == Urgency::kDemand);
+  const auto from =
+      urgency == Urgency::kDemand ? ReturnedMemory::From::kPoolOrSystem : ReturnedMemory::From::kReadyPool;
+  auto memory =
+      ReturnedMemory::make(shared_from_this(), pool_.get(), record->bytes(), layout.modulus, layout.remainder, from);
   if (!memory) {
     Work work(*this);
     std::lock_guard lock(mutex_);
-    if (record->demanded_) {
+    if (urgency == Urgency::kDemand) {
       record->lost_ = Failure{FailureCode::kOverCapacity, ENOMEM,
                               "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                   " that comes back: lower device_budget"};
       record->become(RecordState::kLost);
-    } else {
+    } else {  // whoever waits for it by now finds it below, and demands it
       staging_full_ = true;
       record->become(RecordState::kLower);
       record->pass_->next_ = std::max<size_t>(record->pass_->next_, record->slot_ + size_t{1});
@@ -132,6 +131,13 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
   {
     std::lock_guard lock(mutex_);
     record->resident_->memory = memory;
+    if (urgency == Urgency::kDemand) staging_full_ = false;  // the pool may have grown
+    if (layout.middle == 0) {
+      record->become(RecordState::kClean);
+      place_locked(*record->resident_);
+      changed_.notify_all();
+      return;
+    }
     under_way_.emplace(record->id_, record.get());
     if (record->demanded_) urgency = Urgency::kDemand;
   }

@@ -60,7 +60,6 @@ struct PassStats {
   int64_t number = 0;  ///< 1 for the store's first
   Count saved, kept, offloaded, spilled, recomputed;
   double stall_s = 0;
-  Bytes peak_device_bytes;
 };
 
 }  // namespace ebbtide

@@ -68,8 +68,9 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
 
 StoreCore::~StoreCore() = default;
 
-std::shared_ptr<Record> StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold) {
+StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold) {
   std::shared_ptr<Record> record;
+  Bytes origin;
   bool crowded = false;
   {
     std::lock_guard lock(mutex_);
@@ -77,16 +78,19 @@ std::shared_ptr<Record> StoreCore::pack(std::shared_ptr<Pass>& pass, const View&
     if (!pass || !pass->takes_packs_) pass = std::make_shared<Pass>(next_pass_++);
     const auto known = by_storage_.find(view.storage);
     Resident* resident = known != by_storage_.end() ? known->second : nullptr;
+    if (resident != nullptr) origin = resident->origin;
+    const Bytes begin = view.begin + origin;
+    const Bytes end = view.end + origin;
     if (resident != nullptr) {
       for (Record* other : resident->records) {
         if (other->version_counter_ != view.version_counter || other->version_ != view.version) continue;
-        const bool inside = other->begin_ <= view.begin && view.end <= other->end_;
+        const bool inside = other->begin_ <= begin && end <= other->end_;
         if (!inside && other->state_ != RecordState::kResident)
           continue;  // its bytes are on their way: too late to widen it
         record = other->weak_from_this().lock();
         if (!record) continue;
-        record->begin_ = std::min(record->begin_, view.begin);
-        record->end_ = std::max(record->end_, view.end);
+        record->begin_ = std::min(record->begin_, begin);
+        record->end_ = std::max(record->end_, end);
         stats_.deduplicated.add(view.footprint);
         if (record->pass_ == pass) {
           pass->sequence_[record->slot_] = nullptr;
@@ -100,8 +104,8 @@ std::shared_ptr<Record> StoreCore::pack(std::shared_ptr<Pass>& pass, const View&
       record = std::make_shared<Record>(shared_from_this(), pass, next_record_++);
       record->version_counter_ = view.version_counter;
       record->version_ = view.version;
-      record->begin_ = view.begin;
-      record->end_ = view.end;
+      record->begin_ = begin;
+      record->end_ = end;
       record->footprint_ = view.footprint;
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());
@@ -127,11 +131,11 @@ std::shared_ptr<Record> StoreCore::pack(std::shared_ptr<Pass>& pass, const View&
     }
     look_again_locked(8);
     crowded = host_.held() > host_.budget || host_.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(pass.get()) ||
-              !warnings_.empty();
+              !warnings_.empty() || !buried_.empty();
     if (!crowded) host_.note_peak();
   }
   if (crowded) settle(pass.get());
-  return record;
+  return {std::move(record), origin};
 }
 
 void StoreCore::note_passed_through(const char* reason, Bytes footprint) {
@@ -156,6 +160,7 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
   if (!pass.tasks_.empty()) return;  // the graph task around a reentrant one
   pass.in_backward_ = false;
   pass.takes_packs_ = false;
+  if (!pass.ended_) expected_pass_ = pass.stats_.saved.bytes;
   end_pass_locked(pass);
 }
 
@@ -175,6 +180,7 @@ void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
 
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
+  if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
   last_pass_ = pass.stats_;
   largest_pass_ = std::max(largest_pass_, pass.stats_.saved.bytes);
@@ -196,14 +202,18 @@ void StoreCore::forget(Record& record) noexcept {
     detach_locked(record, work);
     under_way_.erase(record.id_);
     if (record.transfer_) work.cancelled.push_back(*record.transfer_);
-    if (record.item_) spill_full_ = false;
     staging_full_ = false;
+    work.exhumed.swap(buried_);
     record.become(RecordState::kDead);
     live_.remove(record);
     pass.sequence_[record.slot_] = nullptr;
-    if (--pass.live_ == 0 && !pass.takes_packs_) end_pass_locked(pass);
+    if (--pass.live_ == 0 && pass.tasks_.empty()) {
+      pass.takes_packs_ = false;
+      end_pass_locked(pass);
+    }
     if (pass.in_backward_) prefetch_locked(pass, work);
   }
+  changed_.notify_all();  // there is room
   work.run();
 }
 
@@ -254,6 +264,7 @@ void StoreCore::close() {
     Work work(*this);
     {
       std::unique_lock lock(mutex_);
+      work.exhumed.swap(buried_);
       const auto under_way = [&] {
         return host_.bytes(DeviceTier::Place::kLeaving) + host_.bytes(DeviceTier::Place::kReturning) > Bytes(0);
       };
@@ -287,7 +298,7 @@ void StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const st
       }
     }
   } catch (...) {
-    waiter->resume(released);
+    waiter->resume(released);  // only check() throws, and it runs without the lock
     throw;
   }
   lock.unlock();

@@ -12,6 +12,7 @@
 #include <ebbtide/store/waiter.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -45,6 +46,12 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     Bytes begin, end;  ///< first byte and one past the last that the view touches, as offsets in the storage
     Bytes footprint;   ///< of the whole storage
   };
+  struct Packed {
+    std::shared_ptr<Record> record;
+    /// Offset of the view's storage in the one that was saved first: not 0 for memory that came back and is saved
+    /// again.
+    Bytes origin;
+  };
   /// Makes the reference that the store keeps. Called at most once, under the lock: it may count references, and no
   /// more.
   using Hold = std::function<std::shared_ptr<DeviceStorage>()>;
@@ -52,7 +59,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// Takes a view into the pass: its record, new or shared with earlier views of the same bytes. Then lets earlier
   /// records leave, as the budget asks. `pass` is opened anew where it is null or takes no more packs. May wait for
   /// room. Errors: OutOfBudget.
-  std::shared_ptr<Record> pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold);
+  Packed pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold);
   void note_passed_through(const char* reason, Bytes footprint);
 
   /// What unpack hands out: a storage that lives, or memory that the caller lays a storage over and offers to adopt().
@@ -95,6 +102,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   void note_handed_over(Bytes change) noexcept { handed_over_ += change.count(); }
 
+  /// Around a fork: a child must not inherit the lock from a thread that it does not have.
+  void lock_for_fork() { mutex_.lock(); }
+  void unlock_after_fork() { mutex_.unlock(); }
+
  private:
   friend class Record;
   class Work;
@@ -109,7 +120,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void begin_leaving_locked(Pass* pass, Work& work);
   void drop_clean_locked(Work& work);
   void drop_locked(Resident& resident, Work& work);
-  bool may_leave_locked() const noexcept;
+  bool may_leave_locked() noexcept;
+  void note_full_locked();
   std::string why_nothing_leaves_locked() const;
   void write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage,
              const std::shared_ptr<ReturnedMemory>& memory);
@@ -155,7 +167,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::unordered_map<uint64_t, Record*> under_way_;
   uint64_t next_record_ = 1;
   int64_t next_pass_ = 1;
-  bool spill_full_ = false;    // until an item is freed
+  std::optional<Bytes>
+      full_at_;  // what the spill tier held when it had no room; asked again when it holds less, or later
+  std::chrono::steady_clock::time_point full_until_;
   bool staging_full_ = false;  // until returned memory dies
   int64_t write_errors_ = 0;   // in a row
   std::string last_write_error_;
@@ -168,6 +182,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Stats stats_;  // the counters; tiers and links are read when asked
   std::map<const char*, Count> passed_through_;
   PassStats last_pass_;
+  Bytes expected_pass_;  // what the last pass that had a backward saved
   Bytes largest_pass_;
 };
 

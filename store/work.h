@@ -17,7 +17,8 @@ class StoreCore::Work {
   Work& operator=(const Work&) = delete;
 
   bool empty() const noexcept {
-    return writes.empty() && reads.empty() && cancelled.empty() && demanded.empty() && dropped.empty();
+    return writes.empty() && reads.empty() && cancelled.empty() && demanded.empty() && dropped.empty() &&
+           exhumed.empty();
   }
   /// REQUIRES: the core's lock is not held. May be called once.
   void run();

@@ -3,6 +3,7 @@
 #include <ebbtide/hooks/module_parameters.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
+#include <ebbtide/hooks/torch_storage.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/stats.h>
@@ -147,6 +148,8 @@ PYBIND11_MODULE(_ebbtide, module) {
       PyErr_SetString(error.python_type(), error.what());
     }
   });
+
+  module.def("leak_storages", &leak_storages);
 
   const auto released = py::call_guard<py::gil_scoped_release>();
   py::class_<Store, std::shared_ptr<Store>>(module, "Store")

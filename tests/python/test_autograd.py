@@ -258,7 +258,7 @@ def test_layouts(store, change):
     del y
 
 
-def test_saved_tensors_unpack_twice_and_may_be_changed(store):
+def test_saved_tensors_unpack_twice(store):
     class Greedy(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -279,6 +279,30 @@ def test_saved_tensors_unpack_twice_and_may_be_changed(store):
         y = Greedy.apply(x.sin()).sum()
     assert_same_bits(torch.autograd.grad(y, x), reference)
     del y
+
+
+def test_a_write_to_what_was_unpacked_raises_what_torch_raises(store):
+    class Rude(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            ctx.saved_tensors[0].mul_(3)
+            return grad * ctx.saved_tensors[0]
+
+    def broken():
+        Rude.apply(leaf(7).sin()).sum().backward()
+
+    with pytest.raises(RuntimeError) as plain:
+        broken()
+    with pytest.raises(RuntimeError) as stored:
+        with store:
+            broken()
+    assert str(stored.value) == str(plain.value)
+    gc.collect()
 
 
 def test_backward_on_another_thread(store):
@@ -502,3 +526,78 @@ def test_compiled_model(store):
     loss.backward()
     assert_same_bits([p.grad for p in model.parameters()], reference)
     del loss
+
+
+def test_a_small_view_of_a_large_storage(store):
+    x = leaf(23, 64 * SIZE)
+
+    def run(x):
+        part = (x * 2)[8:40]  # no whole sector of the disk
+        return (part.sin() * part).sum() + chain(x)
+
+    reference = gradient(run, x)
+    for _ in range(2):
+        with store:
+            y = run(x)
+        assert_same_bits(torch.autograd.grad(y, x), reference)
+    del y
+
+
+def test_a_storage_that_python_has_looked_at_leaves_too(store):
+    x = leaf(24)
+    with store:
+        hidden = x
+        for _ in range(8):
+            hidden = (hidden * 1.5).sin()
+            assert hidden.untyped_storage().nbytes() > 0
+        y = hidden.sum()
+        del hidden
+    stats = store.stats()
+    assert stats["device"]["bytes"] == 0
+    assert stats["referenced_elsewhere"] <= 2 * 4 * SIZE
+    y.backward()
+    del y
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["retain_graph", "create_graph"])
+def test_budget_holds_while_the_graph_is_kept(store, double):
+    x = leaf(25)
+    with store:
+        hidden = x
+        for _ in range(16):
+            hidden = hidden.sin() * hidden.cos() * 1.5
+        y = hidden.sum()
+        del hidden
+        (first,) = torch.autograd.grad(y, x, create_graph=double, retain_graph=True)
+    stats = store.stats()
+    assert stats["device"]["bytes"] + stats["referenced_elsewhere"] <= 5 * 4 * SIZE, stats
+    if double:
+        first.pow(2).sum().backward()
+        x.grad = None
+    del y, first
+
+
+def test_passes_end_with_their_last_record(store):
+    with store:
+        for _ in range(5):
+            y = chain(leaf(26))
+            del y
+        assert store.stats()["passes"] == 5
+
+
+def test_interpreter_exit_with_transfers_under_way(tmp_path):
+    import subprocess
+    import sys
+
+    program = f"""
+import numpy, torch, ebbtide
+store = ebbtide.Store(device_budget=0, spill_to={str(tmp_path)!r}, min_bytes=4096)
+x = torch.ones(1 << 20, requires_grad=True)
+with store:
+    y = sum((torch.from_numpy(numpy.ones(1 << 20, dtype=numpy.float32)) * x).sin().sum() for _ in range(8))
+    if {{drop}}:
+        del y, store
+"""
+    for drop in (True, False, True, False):
+        result = subprocess.run([sys.executable, "-c", program.format(drop=drop)], capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr

@@ -43,7 +43,7 @@ class Memory {
 
 class FakeStorage final : public DeviceStorage {
  public:
-  explicit FakeStorage(Memory memory) : memory_(std::move(memory)), made_at_(memory_->version()) {}
+  explicit FakeStorage(Memory memory) : memory_(std::move(memory)) {}
   explicit FakeStorage(std::shared_ptr<ReturnedMemory> returned) : returned_(std::move(returned)) {
     returned_->hand_over();
   }
@@ -53,14 +53,12 @@ class FakeStorage final : public DeviceStorage {
     return memory_ ? Bytes(static_cast<int64_t>(memory_->bytes())) : returned_->bytes();
   }
   int64_t references() const noexcept override { return memory_ ? memory_->owners() : 1; }
-  bool unchanged() const noexcept override { return (memory_ ? memory_->version() : returned_version) == made_at_; }
-
-  uint32_t returned_version = 0;  ///< bump it as an in-place write to what was handed out would
+  bool plain() const noexcept override { return true; }
+  const void* identity() const noexcept override { return memory_ ? memory_->identity() : returned_->data(); }
 
  private:
   std::optional<Memory> memory_;
   std::shared_ptr<ReturnedMemory> returned_;
-  uint32_t made_at_ = 0;
 };
 
 inline StoreCore::View whole(const Memory& memory) {
@@ -74,7 +72,7 @@ inline StoreCore::View whole(const Memory& memory) {
 }
 
 inline std::shared_ptr<Record> pack(StoreCore& core, std::shared_ptr<Pass>& pass, const Memory& memory) {
-  return core.pack(pass, whole(memory), [&] { return std::make_shared<FakeStorage>(memory); });
+  return core.pack(pass, whole(memory), [&] { return std::make_shared<FakeStorage>(memory); }).record;
 }
 
 /// What an unpack hook does: a storage, adopted where it came back.

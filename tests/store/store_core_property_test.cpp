@@ -77,7 +77,7 @@ TEST_P(StoreCoreProperty, WhatWasPackedComesBackWithinBudget) {
     Options options;
     options.device_budget = budget;
     options.spill_to = {folder.string()};
-    options.host_budget = MiB(4);
+    options.host_budget = MiB(2);  // so little that it is full at times
     options.min_bytes = KiB(4);
     auto core = StoreCore::open(options);
     std::vector<std::thread> workers;

@@ -140,13 +140,13 @@ TEST_F(StoreCoreTest, ViewsOfOneVersionAreOneRecordAndOfTwoAreTwo) {
   auto view = whole(m);
   view.end = KiB(8);
   const auto hold = [&] { return std::make_shared<FakeStorage>(m); };
-  auto first = core->pack(pass, view, hold);
+  auto first = core->pack(pass, view, hold).record;
   view.begin = KiB(16);
   view.end = KiB(24);
-  EXPECT_EQ(core->pack(pass, view, hold), first) << "it widens while it is still here";
+  EXPECT_EQ(core->pack(pass, view, hold).record, first) << "it widens while it is still here";
   m.version() = 1;
   view.version = 1;
-  EXPECT_NE(core->pack(pass, view, hold), first);
+  EXPECT_NE(core->pack(pass, view, hold).record, first);
   const Stats stats = core->stats();
   EXPECT_EQ(stats.saved.tensors, 2);
   EXPECT_EQ(stats.deduplicated.tensors, 1);
@@ -165,23 +165,12 @@ TEST_F(StoreCoreTest, PartOfAStorageMovesAsThatPart) {
     view.begin = KiB(100);
     view.end = KiB(164);
     expected.assign(m.data() + view.begin.count(), m.data() + view.end.count());
-    record = core->pack(pass, view, [&] { return std::make_shared<FakeStorage>(m); });
+    record = core->pack(pass, view, [&] { return std::make_shared<FakeStorage>(m); }).record;
   }
   core->scope_ended(pass);
   EXPECT_LE(core->stats().disk_write.bytes, KiB(64));
   EXPECT_EQ(core->unpack(*record).origin, KiB(100));
   EXPECT_EQ(copy(*unpack(*core, *record)), expected);
-}
-
-TEST_F(StoreCoreTest, WhatWasWrittenToAfterItWasHandedOutIsFetchedAnew) {
-  auto core = StoreCore::open(options(Bytes(0)));
-  Forward run = forward(*core, 1);
-  {
-    auto storage = unpack(*core, *run.records[0]);
-    std::memset(storage->data(), 7, kSize);
-    storage->returned_version = 1;
-  }
-  EXPECT_EQ(copy(*unpack(*core, *run.records[0])), run.bytes[0]);
 }
 
 TEST_F(StoreCoreTest, AnUnpackReusesTheStorageThatIsStillThere) {
@@ -248,7 +237,8 @@ TEST_F(StoreCoreTest, ARecordMayDieInAnyState) {
   const Stats stats = core->stats();
   EXPECT_EQ(stats.device.bytes, Bytes(0));
   EXPECT_EQ(stats.spill.bytes, Bytes(0));
-  EXPECT_EQ(stats.passes, 20);
+  // A pass also ends when its last record dies: what is packed after that is another, but where nothing is.
+  EXPECT_EQ(stats.passes, 38);
   EXPECT_EQ(stats.kept.tensors + stats.spilled.tensors, stats.saved.tensors);
 }
 

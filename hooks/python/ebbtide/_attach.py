@@ -1,6 +1,14 @@
 """Running a model's forwards inside a store."""
 
+import sys
+import threading
 import weakref
+
+import torch
+
+from . import _ebbtide
+
+_CALL = torch.nn.Module._call_impl.__code__
 
 
 class _Hook:
@@ -12,7 +20,7 @@ class _Hook:
 
     def __call__(self, module, *rest):
         if self._call is not None and module is self._model():
-            self._call()
+            self._call(module)
 
     def __deepcopy__(self, memo):
         return _Hook()
@@ -24,21 +32,50 @@ class _Hook:
         return (_Hook, ())
 
 
+def _calls_under_way(model):
+    """How many calls of the model this thread is in."""
+    count, frame = 0, sys._getframe()
+    while frame is not None:
+        count += frame.f_code is _CALL and frame.f_locals.get("self") is model
+        frame = frame.f_back
+    return count
+
+
 class Attachment:
     """A model whose forwards run inside a store. `remove()` it, or use it as a context manager; dropping it changes nothing."""
 
     def __init__(self, store, model):
         for tensor in (*model.parameters(), *model.buffers()):
             store._store.attach_tensor(tensor)
+        self._store = store._store
+        self._entered = threading.local()
         self._handles = (
-            model.register_forward_pre_hook(_Hook(store.__enter__, model), prepend=True),
-            model.register_forward_hook(_Hook(lambda: store.__exit__(None, None, None), model), always_call=True),
+            model.register_forward_pre_hook(_Hook(self._enter, model), prepend=True),
+            model.register_forward_hook(_Hook(self._leave, model), always_call=True),
         )
 
     def remove(self):
         """Ends it. Idempotent; what was saved is not touched."""
         for handle in self._handles:
             handle.remove()
+        while self._scopes():
+            self._scopes().pop().leave()
+
+    def _scopes(self):
+        return self._entered.__dict__.setdefault("scopes", [])
+
+    def _enter(self, model):
+        scopes = self._scopes()
+        # torch calls no hook for a KeyboardInterrupt: a forward that it broke off has left its scope behind.
+        while scopes and len(scopes) >= _calls_under_way(model):
+            scopes.pop().leave()
+        scopes.append(_ebbtide.Scope(self._store))
+
+    def _leave(self, model):
+        # Called too when a hook before ours threw, so that ours never entered.
+        scopes = self._scopes()
+        if scopes and len(scopes) >= _calls_under_way(model):
+            scopes.pop().leave()
 
     def __enter__(self):
         return self

@@ -35,7 +35,7 @@ class Store:
     Args:
         device_budget: bytes of saved tensors that may stay where they were computed: an int, a text such as "2GiB", or "30%" of what the model saves. Default:
             what memory and cgroup allow, less 1/16.
-        host_budget: bytes of host memory for staging. Default: half of `device_budget`, from 64 MiB to 1 GiB.
+        host_budget: bytes of pooled memory that tensors come back into. Default: 5/4 of `device_budget`, from 64 MiB to 1 GiB.
         on_full: "keep" or "raise" (default where a budget is given) when nothing has room.
         spill_to: a folder on a disk, or several, striped over.
         spill_budget: bytes on disk. Default: 90% of the free space.
