@@ -1,7 +1,7 @@
 #include <ebbtide/hooks/pass_through.h>
+#include <ebbtide/hooks/torch_storage.h>
 #include <ebbtide/hooks/view_of_storage.h>
 
-#include <ATen/MapAllocator.h>
 #include <c10/core/impl/COW.h>
 
 namespace ebbtide {
@@ -43,7 +43,7 @@ const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const Pa
   if (is_parameter(tensor) || (tensor.is_view() && is_parameter(tensor._base()))) return "parameter or leaf";
   if (parameters.contains(storage)) return "parameter or buffer of an attached model";
   if (c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks())) return "copy-on-write storage";
-  if (at::MapAllocator::fromDataPtr(storage._mutable_data_ptr_no_checks()) != nullptr) return "shared or mapped memory";
+  if (!TorchStorage::owns_plain_memory(storage)) return "memory of another owner (shared, mapped, numpy)";
   if (ViewOfStorage(tensor).end().count() > static_cast<int64_t>(storage.nbytes()))
     return "storage smaller than its view";
   return nullptr;

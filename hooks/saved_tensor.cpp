@@ -13,6 +13,7 @@
 #include <atomic>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace ebbtide {
@@ -47,11 +48,6 @@ class BackwardEnd {
   int task_;
 };
 
-std::string class_name(const std::type_info& type) {
-  std::string name = c10::demangle(type.name());
-  return name.substr(name.rfind(':') + 1);
-}
-
 }  // namespace
 
 void set_error_translator(void (*rethrow)(const Error& error)) {
@@ -66,6 +62,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   saved_version_ = version_.enabled() ? version_.current_version() : 0;
   if (const auto& producer = tensor.grad_fn()) {
     producer_ = &typeid(*producer);
+    tensor_ = tensor.getIntrusivePtr();
     output_ = static_cast<uint32_t>(tensor.output_nr());
   }
   if (const char* reason = why_pass_through(tensor, core.min_bytes(), scope.parameters())) {
@@ -113,6 +110,17 @@ void SavedTensor::announce_backward() {
   torch::autograd::Engine::get_default_engine().queue_callback([end = std::make_shared<BackwardEnd>(record_, task)] {});
 }
 
+std::string SavedTensor::producer() const {
+  if (auto alive = tensor_.lock()) {
+    const at::Tensor tensor(std::move(alive));
+    if (tensor.grad_fn()) return tensor.grad_fn()->name();
+  }
+  // As the nodes that torch generates name themselves; others go by their whole type.
+  const std::string name = c10::demangle(producer_->name());
+  constexpr std::string_view kGenerated = "torch::autograd::generated::";
+  return name.starts_with(kGenerated) ? name.substr(kGenerated.size()) : name;
+}
+
 void SavedTensor::check_version() const {
   if (!version_.enabled() || version_.current_version() == saved_version_) return;
   // In torch's words (torch/csrc/autograd/saved_variable.cpp), which does not compare versions itself where there are
@@ -123,7 +131,7 @@ void SavedTensor::check_version() const {
     message << passed_through_.toString() << " " << passed_through_.sizes() << "]";
   else
     message << at::empty({0}, at::TensorOptions().dtype(view_.dtype())).toString() << " " << view_.sizes() << "]";
-  if (producer_ != nullptr) message << ", which is output " << output_ << " of " << class_name(*producer_) << ",";
+  if (producer_ != nullptr) message << ", which is output " << output_ << " of " << producer() << ",";
   message << " is at version " << version_.current_version() << "; expected version " << saved_version_ << " instead.";
   if (torch::autograd::AnomalyMode::is_enabled())
     message << " Hint: the backtrace further above shows the operation that failed to compute its gradient. The "

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <typeinfo>
 
 namespace ebbtide {
@@ -21,7 +22,8 @@ namespace ebbtide {
 /// different ones run on any threads at once.
 class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks {
  public:
-  explicit SavedTensor(Scope& scope) : scope_(&scope) {}
+  explicit SavedTensor(Scope& scope)
+      : scope_(&scope), tensor_(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {}
 
   /// Errors: OutOfBudget, in a forward whose earlier tensors fit nowhere.
   void call_pack_hook(const at::Tensor& tensor) override;
@@ -32,6 +34,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   at::Tensor unpack_record();
   void announce_backward();
   void check_version() const;
+  std::string producer() const;
 
   Scope* scope_;                    // valid until the pack
   at::Tensor passed_through_;       // the tensor itself, where the store must not touch it
@@ -39,8 +42,10 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   ViewOfStorage view_;
   c10::VariableVersion version_;  // holds no bytes of the tensor
   uint32_t saved_version_ = 0;
+  // For the error's text: an in-place write changes which node made the tensor, and keeping a node would be a cycle.
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor_;
+  const std::type_info* producer_ = nullptr;
   uint32_t output_ = 0;
-  const std::type_info* producer_ = nullptr;  // for the message only: keeping the node would be a cycle
 };
 
 /// Python processes turn the store's errors into exceptions of the Python classes of the same names on their way

@@ -63,9 +63,11 @@ int64_t TorchStorage::references() const noexcept {
 
 bool TorchStorage::plain() const noexcept {
   const c10::StorageImpl& storage = *storage_.unsafeGetStorageImpl();
-  if (storage.pyobj_slot()->load_pyobj() != nullptr) return false;
-  const c10::DeleterFnPtr deleter = storage_.data_ptr().get_deleter();
-  return deleter == c10::GetCPUAllocator()->raw_deleter() || deleter == drop_memory;
+  return storage.pyobj_slot()->load_pyobj() == nullptr && owns_plain_memory(storage);
 }
 
+bool TorchStorage::owns_plain_memory(const c10::StorageImpl& storage) noexcept {
+  const c10::DeleterFnPtr deleter = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
+  return deleter == c10::GetCPUAllocator()->raw_deleter() || deleter == drop_memory;
+}
 }  // namespace ebbtide

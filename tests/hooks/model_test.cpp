@@ -1,0 +1,198 @@
+// Whole models: whatever the budget and the tier, the gradients are those of a run without the store, to the last bit.
+#include <ebbtide/ebbtide.h>
+
+#include <gmock/gmock.h>
+#include <tests/hooks/support.h>
+#include <torch/nn/modules.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace ebbtide::test {
+namespace {
+
+namespace nn = torch::nn;
+
+/// A custom function that saves both what came in and what it made.
+struct Square : torch::autograd::Function<Square> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
+    at::Tensor y = x * x;
+    context->save_for_backward({x, y});
+    return y;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    return {gradients[0] * 2 * saved[0] + 0 * saved[1]};
+  }
+};
+
+struct CustomFunctionNet : nn::Module {
+  nn::Linear first = register_module("first", nn::Linear(64, 128));
+  nn::Linear second = register_module("second", nn::Linear(128, 64));
+  at::Tensor forward(const at::Tensor& x) { return second(Square::apply(at::tanh(first(x)))); }
+};
+
+struct Recurrent : nn::Module {
+  nn::LSTM lstm = register_module("lstm", nn::LSTM(nn::LSTMOptions(32, 64).num_layers(2).batch_first(true)));
+  nn::Linear head = register_module("head", nn::Linear(64, 8));
+  at::Tensor forward(const at::Tensor& x) { return head(std::get<0>(lstm(x))); }
+};
+
+struct Transformer : nn::Module {
+  nn::TransformerEncoderLayer layer = register_module(
+      "layer",
+      nn::TransformerEncoderLayer(nn::TransformerEncoderLayerOptions(64, 4).dim_feedforward(256).dropout(0.1)));
+  at::Tensor forward(const at::Tensor& x) { return layer(x); }
+};
+
+nn::Sequential mlp() {
+  return nn::Sequential(nn::Linear(64, 256), nn::GELU(), nn::LayerNorm(nn::LayerNormOptions({256})),
+                        nn::Linear(256, 256), nn::ReLU(nn::ReLUOptions().inplace(true)), nn::Linear(256, 16));
+}
+
+nn::Sequential convolutional() {
+  return nn::Sequential(nn::Conv2d(nn::Conv2dOptions(3, 16, 3).padding(1)), nn::BatchNorm2d(16), nn::ReLU(),
+                        nn::Conv2d(nn::Conv2dOptions(16, 32, 3).stride(2)), nn::BatchNorm2d(32), nn::SiLU(),
+                        nn::MaxPool2d(2), nn::Flatten(), nn::Linear(800, 10));
+}
+
+/// A model, its input, and a way to call it.
+struct Subject {
+  std::shared_ptr<nn::Module> module;
+  at::Tensor input;
+  std::function<at::Tensor(const at::Tensor&)> forward;
+};
+
+template <class Module>
+Subject subject(std::shared_ptr<Module> module, at::IntArrayRef input) {
+  return {module, torch::randn(input), [module](const at::Tensor& x) { return module->forward(x); }};
+}
+
+/// The same each time.
+Subject build(const std::string& name) {
+  torch::manual_seed(1);
+  if (name == "mlp") return subject(mlp().ptr(), {64, 64});
+  if (name == "conv") return subject(convolutional().ptr(), {8, 3, 24, 24});
+  if (name == "lstm") return subject(std::make_shared<Recurrent>(), {8, 24, 32});
+  if (name == "transformer") return subject(std::make_shared<Transformer>(), {32, 4, 64});
+  return subject(std::make_shared<CustomFunctionNet>(), {64, 64});
+}
+
+/// Losses, gradients and buffers of a few steps of SGD, the forward under the store if there is one.
+std::vector<at::Tensor> train(const std::string& name, Store* store) {
+  constexpr int kSteps = 2;
+  const Subject model = build(name);
+  if (store != nullptr) store->attach(*model.module);
+  torch::manual_seed(2);
+  std::vector<at::Tensor> seen;
+  for (int step = 0; step < kSteps; ++step) {
+    model.module->zero_grad();
+    at::Tensor loss;
+    {
+      std::optional<OffloadScope> scope;
+      if (store != nullptr) scope.emplace(*store);
+      loss = model.forward(model.input).pow(2).mean();
+    }
+    loss.backward();
+    seen.push_back(loss.detach().clone());
+    const torch::NoGradGuard no_grad;
+    for (const at::Tensor& parameter : model.module->parameters()) {
+      seen.push_back(parameter.grad().clone());
+      parameter.sub_(parameter.grad(), 0.01);
+    }
+  }
+  for (const at::Tensor& buffer : model.module->buffers()) seen.push_back(buffer.clone());
+  return seen;
+}
+
+class BitwiseTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(BitwiseTest, GradientsAreThoseOfPlain) {
+  const std::vector<at::Tensor> reference = train(GetParam(), nullptr);
+  ASSERT_TRUE(same_bits(train(GetParam(), nullptr), reference)) << "two plain runs differ: there is nothing to compare";
+
+  Store measured(keeping());
+  EXPECT_TRUE(same_bits(train(GetParam(), &measured), reference)) << "unlimited";
+  const Stats unlimited = measured.stats();
+  expect_all_is_over(unlimited);
+  EXPECT_EQ(unlimited.passes, 2);
+  EXPECT_GT(unlimited.saved.tensors, 0);
+  EXPECT_EQ(unlimited.spilled.tensors, 0);
+
+  const Folder folder;
+  for (const bool spill : {false, true}) {
+    for (const int percent : {0, 10, 50}) {
+      SCOPED_TRACE(std::to_string(percent) + (spill ? "% and a folder" : "% and on_full=keep"));
+      const Bytes budget(unlimited.saved.bytes.count() / 2 * percent / 100);  // of one of its two passes
+      Options options = spill ? spilling(folder, budget) : keeping(budget);
+      if (!spill) options.on_full = OnFull::kKeep;
+      Store store(options);
+      store.on_warning([](const std::string&) {});
+      EXPECT_TRUE(same_bits(train(GetParam(), &store), reference));
+      const Stats stats = store.stats();
+      expect_all_is_over(stats);
+      EXPECT_EQ(stats.passes, 2);
+      EXPECT_EQ(stats.packed.tensors, unlimited.packed.tensors);
+      EXPECT_EQ(stats.passed_through.tensors, unlimited.passed_through.tensors);
+      if (spill) {
+        EXPECT_GT(stats.spilled.tensors, 0);
+        EXPECT_GT(stats.disk_read.bytes, Bytes(0));
+        EXPECT_EQ(stats.device.budget_bytes, budget);
+      } else {
+        EXPECT_EQ(stats.kept.tensors, stats.saved.tensors);
+        EXPECT_EQ(stats.disk_write.bytes, Bytes(0));
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, BitwiseTest, testing::Values("mlp", "conv", "lstm", "transformer", "custom_function"),
+                         [](const auto& info) { return std::string(info.param); });
+
+struct WithBuffer : nn::Module {
+  at::Tensor weight = register_parameter("weight", torch::randn({64, 64}));
+  at::Tensor mask = register_buffer("mask", torch::ones({64, 64}));
+};
+
+TEST(AttachTest, ParametersAndBuffersNeverMoveNorAnyViewOfThem) {
+  Store store(keeping());
+  const WithBuffer net;
+  const at::Tensor x = leaf().view({64, 64});
+  const auto saved_with = [&](const at::Tensor& factor) {
+    const int64_t before = store.stats().saved.tensors;
+    OffloadScope scope(store);
+    (x * 2).mul(factor);
+    return store.stats().saved.tensors - before;
+  };
+  const int64_t without = saved_with(at::ones({1, 64}));  // small: passes through
+  const std::vector<at::Tensor> of_net = {net.mask, net.mask.select(0, 3).expand({64, 64}), net.weight.detach(),
+                                          net.weight.detach().transpose(0, 1)};
+  for (const at::Tensor& factor : of_net) EXPECT_EQ(saved_with(factor), without + 1);
+  store.attach(net);
+  for (const at::Tensor& factor : of_net) EXPECT_EQ(saved_with(factor), without);
+  EXPECT_EQ(store.stats().passed_through_reasons["parameter or buffer of an attached model"].tensors, 4);
+}
+
+TEST(AttachTest, KnowsTheModulesWithinAModule) {
+  Store store(keeping());
+  const nn::Sequential net(nn::Linear(64, 64), nn::BatchNorm1d(4096));
+  store.attach(*net);
+  const at::Tensor x = leaf().detach().view({64, 64}).clone().requires_grad_(true);
+  const at::Tensor running_mean = net->children()[1]->buffers()[0].view({64, 64});
+  {
+    OffloadScope scope(store);
+    (x * 2).mul(running_mean);
+  }
+  EXPECT_EQ(store.stats().passed_through_reasons["parameter or buffer of an attached model"].tensors, 1);
+}
+
+}  // namespace
+}  // namespace ebbtide::test
