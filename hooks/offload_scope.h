@@ -12,8 +12,8 @@ class Scope;
 
 /// While it lives, what autograd saves on this thread belongs to the store. The backward may run inside or after.
 ///
-/// Threads: made and destroyed on one thread; other threads need scopes of their own. Lifetime: records outlive it, and
-/// the store may die before it.
+/// Threads: made and destroyed on one thread; other threads need scopes of their own.
+/// Lifetime: records outlive it, and the store may die before it.
 class EBBTIDE_API OffloadScope {
  public:
   /// Errors: Error (kClosed) on a closed store.

@@ -18,8 +18,11 @@ class ParameterRegistry {
   bool contains(const c10::StorageImpl& storage) const;
 
  private:
+  static constexpr size_t kLeastToPrune = 1024;
+
   mutable std::mutex mutex_;
   std::unordered_map<const c10::StorageImpl*, c10::weak_intrusive_ptr<c10::StorageImpl>> storages_;
+  size_t prune_at_ = kLeastToPrune;
 };
 
 }  // namespace ebbtide

@@ -63,7 +63,6 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (const auto& producer = tensor.grad_fn()) {
     producer_ = &typeid(*producer);
     tensor_ = tensor.getIntrusivePtr();
-    output_ = static_cast<uint32_t>(tensor.output_nr());
   }
   if (const char* reason = why_pass_through(tensor, core.min_bytes(), scope.parameters())) {
     core.note_passed_through(reason, storage_footprint(tensor));
@@ -131,7 +130,8 @@ void SavedTensor::check_version() const {
     message << passed_through_.toString() << " " << passed_through_.sizes() << "]";
   else
     message << at::empty({0}, at::TensorOptions().dtype(view_.dtype())).toString() << " " << view_.sizes() << "]";
-  if (producer_ != nullptr) message << ", which is output " << output_ << " of " << producer() << ",";
+  // Torch counts the outputs of no tensor that its consumer saved.
+  if (producer_ != nullptr) message << ", which is output 0 of " << producer() << ",";
   message << " is at version " << version_.current_version() << "; expected version " << saved_version_ << " instead.";
   if (torch::autograd::AnomalyMode::is_enabled())
     message << " Hint: the backtrace further above shows the operation that failed to compute its gradient. The "

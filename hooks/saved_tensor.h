@@ -18,8 +18,8 @@
 namespace ebbtide {
 
 /// Autograd owns it: packed while the node is made, unpacked whenever a backward or a user asks, destroyed with the
-/// node. It keeps the record, and so the store's core, alive. Threads: torch serialises pack and unpack of one;
-/// different ones run on any threads at once.
+/// node. It keeps the record, and so the store's core, alive.
+/// Threads: torch serialises pack and unpack of one; different ones run on any threads at once.
 class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks {
  public:
   explicit SavedTensor(Scope& scope)
@@ -45,11 +45,11 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   // For the error's text: an in-place write changes which node made the tensor, and keeping a node would be a cycle.
   c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor_;
   const std::type_info* producer_ = nullptr;
-  uint32_t output_ = 0;
 };
 
 /// Python processes turn the store's errors into exceptions of the Python classes of the same names on their way
-/// through torch. `rethrow` is called in a catch block and throws. Threads: set once, before the first scope.
+/// through torch. `rethrow` is called in a catch block and throws.
+/// Threads: set once, before the first scope.
 EBBTIDE_API void set_error_translator(void (*rethrow)(const Error& error));
 
 }  // namespace ebbtide

@@ -17,8 +17,8 @@ std::shared_ptr<ParameterRegistry> parameters_of(StoreCore& core);
 /// One scope that was entered: packs on its thread go to its store until it is left. Scopes of one store on one thread
 /// nest and share the outermost's pass.
 ///
-/// Lifetime: records and hooks outlive it. Threads: entered, used and left on one thread; scopes may be left in any
-/// order (Python generators do).
+/// Lifetime: records and hooks outlive it.
+/// Threads: entered, used and left on one thread; scopes may be left in any order (Python generators do).
 class EBBTIDE_API Scope {
  public:
   /// Errors: Error (kClosed).
@@ -29,8 +29,8 @@ class EBBTIDE_API Scope {
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
 
-  /// Ends the scope: what it saved may leave. May wait for room. Errors: OutOfBudget; the scope is over all the same.
-  /// Idempotent.
+  /// Ends the scope: what it saved may leave. May wait for room.
+  /// Errors: OutOfBudget; the scope is over all the same. Idempotent.
   void leave();
 
   /// The innermost on this thread; null where there is none.

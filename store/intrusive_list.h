@@ -25,7 +25,8 @@ class ListLink {
   T* previous_ = nullptr;
 };
 
-/// Owns nothing. Threads: none of its own; its owner's lock.
+/// Owns nothing.
+/// Threads: none of its own; its owner's lock.
 template <class T>
 class IntrusiveList {
  public:

@@ -20,7 +20,7 @@ struct Share {
 
 /// What to do when no tier has room.
 enum class OnFull {
-  kAutomatic,  ///< keep on an accelerator, raise for CPU tensors
+  kAutomatic,  ///< raise for CPU tensors where device_budget is given, else keep
   kKeep,       ///< keep on the device and warn once
   kRaise,      ///< raise OutOfBudget
 };
@@ -51,11 +51,12 @@ struct EBBTIDE_API Options {
 /// (kB, MB, GB, TB) units. None if it is no size.
 EBBTIDE_API std::optional<Bytes> parse_bytes(std::string_view text);
 
-/// Sets the option called `name` from text, as the environment and Python do. Errors: ConfigError naming the option,
-/// the value and what is accepted; for an unknown name the nearest known one.
+/// Sets the option called `name` from text, as the environment and Python do.
+/// Errors: ConfigError naming the option, the value and what is accepted; for an unknown name the nearest known one.
 EBBTIDE_API void set_option(Options& options, std::string_view name, std::string_view value);
 
-/// Fills what is unset from the environment and checks the whole. Errors: ConfigError.
+/// Fills what is unset from the environment and checks the whole.
+/// Errors: ConfigError.
 EBBTIDE_API Options resolve(Options options);
 
 }  // namespace ebbtide

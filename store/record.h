@@ -52,7 +52,8 @@ struct RecordLayout {
 };
 
 /// Lifetime: shared by the hooks that may ask for it; the last one's end is its own. Destroyed on any thread, never
-/// waits. Threads: the core's lock guards all but what is const.
+/// waits.
+/// Threads: the core's lock guards all but what is const.
 class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public ListLink<Record> {
  public:
   Record(std::shared_ptr<StoreCore> core, std::shared_ptr<Pass> pass, uint64_t id) noexcept;

@@ -21,7 +21,7 @@ std::string tier_line(const char* name, const TierStats& tier) {
 }
 
 std::string count_line(const char* name, const Count& count) {
-  return line("  %-24s %12lld %12s", name, static_cast<long long>(count.tensors), to_string(count.bytes).c_str());
+  return line("  %-48s %10lld %12s", name, static_cast<long long>(count.tensors), to_string(count.bytes).c_str());
 }
 
 std::string link_line(const char* name, const LinkStats& link) {
@@ -41,7 +41,7 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   text += tier_line("spill", stats.spill);
   if (!context.spill.empty()) text += "  " + context.spill + "\n";
 
-  text += line("%-26s %12s %12s", "what became of it", "tensors", "bytes");
+  text += line("%-50s %10s %12s", "what became of it", "tensors", "bytes");
   text += count_line("saved", stats.saved);
   text += count_line("  kept", stats.kept);
   text += count_line("  offloaded", stats.offloaded);

@@ -19,10 +19,12 @@ class StoreCore;
 /// it serves.
 ///
 /// Lifetime: dropping the store refuses new packs; what its records need lives until the last of them, and the last
-/// tensor handed out, is gone. Threads: all methods from any.
+/// tensor handed out, is gone.
+/// Threads: all methods from any.
 class EBBTIDE_API Store {
  public:
-  /// Opens the tiers. Errors: ConfigError.
+  /// Opens the tiers.
+  /// Errors: ConfigError.
   explicit Store(const Options& options = {});
   ~Store();
   Store(Store&&) noexcept;

@@ -26,14 +26,16 @@ namespace ebbtide {
 /// Called on a caller's thread, never under a lock; each warning once.
 using WarningHandler = std::function<void(const std::string&)>;
 
-/// Ownership: Core <- records <- hooks, and Core <- memory handed out. `Store` is a handle on it. Transfers in flight
-/// hold their buffers and a weak reference. Threads: every method from any thread. Those that may wait say so; they
-/// wait without the lock, and through the Waiter. Lock: one mutex guards all that is not atomic. Nothing of the
-/// framework, no transfer and no callback runs under it; what a call finds to do is collected in a Work and done after
-/// letting go. Lock order: store < lane < pool.
+/// Ownership: Core <- records <- hooks, and Core <- memory that comes back or was handed out. `Store` is a handle on it.
+/// Writes in flight hold their buffers and a weak reference.
+/// Threads: every method from any thread. Those that may wait say so; they wait without the lock, and through the
+/// Waiter.
+/// Lock: one mutex guards all that is not atomic. Nothing of the framework, no transfer and no callback runs under it;
+/// what a call finds to do is collected in a Work and done after letting go. Lock order: store < lane < pool.
 class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
  public:
-  /// Opens the tiers. Errors: ConfigError.
+  /// Opens the tiers.
+  /// Errors: ConfigError.
   static std::shared_ptr<StoreCore> open(const Options& options);
   ~StoreCore();
 
@@ -58,7 +60,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   /// Takes a view into the pass: its record, new or shared with earlier views of the same bytes. Then lets earlier
   /// records leave, as the budget asks. `pass` is opened anew where it is null or takes no more packs. May wait for
-  /// room. Errors: OutOfBudget.
+  /// room.
+  /// Errors: OutOfBudget.
   Packed pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold);
   void note_passed_through(const char* reason, Bytes footprint);
 
@@ -68,7 +71,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     std::shared_ptr<ReturnedMemory> memory;
     Bytes origin;  ///< offset, in the storage that was saved, of the first byte of this one
   };
-  /// May wait for the record to come back. Errors: SpillError, CorruptTensor, OutOfBudget.
+  /// May wait for the record to come back.
+  /// Errors: SpillError, CorruptTensor, OutOfBudget.
   Unpacked unpack(Record& record);
   /// The storage over `memory` to use from now on: `mine`, or another thread's that was first.
   std::shared_ptr<DeviceStorage> adopt(Record& record, const std::shared_ptr<ReturnedMemory>& memory,
@@ -78,8 +82,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// task_ended is called.
   bool task_began(Record& record, int task);
   void task_ended(Pass& pass, int task) noexcept;
-  /// The scope of the pass ends: nothing is added to it any more, and all of it may leave. May wait for room. Errors:
-  /// OutOfBudget.
+  /// The scope of the pass ends: nothing is added to it any more, and all of it may leave. May wait for room.
+  /// Errors: OutOfBudget.
   void scope_ended(const std::shared_ptr<Pass>& pass);
   /// Packs are refused from now on (see accepts_packs): the handle is gone or closed.
   void refuse_packs() noexcept { accepts_packs_ = false; }
@@ -97,7 +101,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void set_warning_handler(WarningHandler handler);
   void set_waiter(std::shared_ptr<Waiter> waiter);
 
-  /// What the hooks keep a store, made by `make` when first asked for. Threads: any.
+  /// What the hooks keep a store, made by `make` when first asked for.
+  /// Threads: any.
   std::shared_ptr<void> extension(const std::function<std::shared_ptr<void>()>& make);
 
   void note_handed_over(Bytes change) noexcept { handed_over_ += change.count(); }

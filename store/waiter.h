@@ -6,7 +6,8 @@
 namespace ebbtide {
 
 /// Lets the embedding program give up what it must not hold while one of its threads waits (Python: the GIL), and break
-/// a wait off (Ctrl-C). Threads: called on the waiting thread, never under a lock of the store.
+/// a wait off (Ctrl-C).
+/// Threads: called on the waiting thread, never under a lock of the store.
 class EBBTIDE_API Waiter {
  public:
   virtual ~Waiter() = default;

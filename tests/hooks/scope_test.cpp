@@ -44,7 +44,7 @@ TEST(ScopeTest, HooksComeWithoutPython) {
   }
   EXPECT_GT(store.stats().saved.tensors, 0);
   EXPECT_TRUE(same_bits(gradient_of(y, x), reference));
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 TEST(ScopeTest, WithoutAScopeTorchIsAsEver) {
@@ -106,7 +106,7 @@ TEST(ScopeTest, NestedScopesOfOneStoreAreOnePass) {
   third.reset();
   EXPECT_EQ(store.stats().passes, 1);
   EXPECT_EQ(store.last_pass().number, 1);
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 TEST(ScopeTest, NestedScopesOfOneStoreAreOnePassInWhateverOrderTheyAreLeft) {
@@ -126,7 +126,7 @@ TEST(ScopeTest, NestedScopesOfOneStoreAreOnePassInWhateverOrderTheyAreLeft) {
   second.reset();
   third.reset();
   EXPECT_EQ(store.stats().passes, 1);
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 TEST(ScopeTest, AnotherThreadIsNotInIt) {
@@ -204,7 +204,7 @@ TEST(ScopeTest, TheBackwardMayRunInsideOrAfter) {
   EXPECT_EQ(store.stats().passes, 2);
   EXPECT_TRUE(same_bits(gradient_of(after, x), reference));
   EXPECT_EQ(store.stats().passes, 3);
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 TEST(ScopeTest, HooksThatTorchDisabledPassThroughWithTheirReason) {
@@ -232,7 +232,7 @@ TEST(ScopeTest, AForwardThatFitsNowhereRaisesOutOfBudget) {
         },
         ThrowsMessage<OutOfBudget>(AllOf(HasSubstr("device_budget"), HasSubstr("spill_to"))));
   }
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
   EXPECT_TRUE(same_bits(gradient_of(chain(x), x), reference)) << "the engine is as it was";
 }
 
@@ -253,7 +253,7 @@ TEST(ScopeTest, LeavingRaisesWhereWhatWasSavedLastFitsNowhere) {
     y = x.exp().sum();
   }  // in silence
   EXPECT_TRUE(same_bits(gradient_of(y, x), gradient_of(x.exp().sum(), x)));
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 TEST(ScopeTest, WithOnFullKeepItIsKeptAndSaidOnce) {
@@ -273,7 +273,7 @@ TEST(ScopeTest, WithOnFullKeepItIsKeptAndSaidOnce) {
     EXPECT_TRUE(same_bits(gradient_of(y, x), reference));
   }
   EXPECT_THAT(warnings, testing::ElementsAre(HasSubstr("device_budget")));
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 TEST(ScopeTest, ThreadsHaveTheirOwnScopesOnOneStore) {
@@ -297,7 +297,7 @@ TEST(ScopeTest, ThreadsHaveTheirOwnScopesOnOneStore) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(store.stats().passes, kThreads * kPasses);
-  expect_all_is_over(store.stats());
+  expect_all_is_over(store);
 }
 
 }  // namespace

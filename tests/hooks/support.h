@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/stats.h>
+#include <ebbtide/store/store.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
@@ -17,10 +18,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace ebbtide::test {
@@ -100,8 +103,12 @@ inline bool same_bits(const std::vector<at::Tensor>& a, const std::vector<at::Te
   return true;
 }
 
-/// What must hold when every graph made under the store is gone.
-inline void expect_all_is_over(const Stats& stats) {
+/// What must hold when every graph made under the store is gone. A write that had begun when its record died ends by
+/// itself, and only then is its extent free.
+inline void expect_all_is_over(const Store& store) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (store.stats().spill.bytes > Bytes(0) && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  const Stats stats = store.stats();
   EXPECT_EQ(stats.packed.tensors, stats.passed_through.tensors + stats.deduplicated.tensors + stats.saved.tensors);
   EXPECT_EQ(stats.packed.bytes, stats.passed_through.bytes + stats.deduplicated.bytes + stats.saved.bytes);
   EXPECT_EQ(stats.saved.tensors,

@@ -39,7 +39,9 @@ def test_gradients_are_bitwise_those_of_plain(name, budget, tier, verify, tmp_pa
     assert stats["passes"] == 2
     assert stats["packed"]["tensors"] == sum(stats[key]["tensors"] for key in ("passed_through", "deduplicated", "saved"))
     assert stats["saved"]["tensors"] == sum(stats[key]["tensors"] for key in ("kept", "offloaded", "spilled", "recomputed"))
-    assert stats["handed_over"] == 0 and stats["device"]["bytes"] == 0 and stats["spill"]["bytes"] == 0
+    assert stats["handed_over"] == 0 and stats["device"]["bytes"] == 0
+    store.close()  # a write that had begun frees its extent when it ends
+    assert store.stats()["spill"]["bytes"] == 0
     if tier == "nvme" and budget is not None:
         assert stats["spilled"]["tensors"] > 0
         assert stats["disk_read"]["bytes"] > 0

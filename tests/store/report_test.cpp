@@ -30,7 +30,7 @@ TEST(Report, SaysWhyNothingMoved) {
 TEST(Report, NamesEachReasonWithItsBytes) {
   Stats stats;
   stats.passed_through_reasons["parameter or leaf"].add(MiB(3));
-  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("parameter or leaf                 1        3 MiB"));
+  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("  parameter or leaf                                       1        3 MiB"));
 }
 
 }  // namespace
