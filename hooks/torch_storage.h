@@ -1,7 +1,7 @@
 // Torch's storages as the store sees them.
 #pragma once
 
-#include <ebbtide/store/device_storage.h>
+#include <ebbtide/transfer/device_storage.h>
 #include <ebbtide/store/returned_memory.h>
 
 #include <c10/core/Storage.h>
