@@ -70,6 +70,8 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
     }
     auto memory = HostCopy::make(*host_pool_, bytes, /*or_heap=*/false);
     if (!memory) {
+      // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
+      const bool never = bytes > host_budget_ || host_pool_->stats().live_bytes == Bytes(0);
       std::lock_guard lock(mutex_);
       for (size_t refused = orders.size(); refused-- > i;) {  // backwards: the oldest ends up in front again
         Record& stays = *orders[refused].record;
@@ -77,8 +79,8 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
         stays.become(RecordState::kResident);
         place_locked(*stays.resident_, /*to_front=*/true);
       }
-      record->stays_ = bytes > host_budget_;
-      host_full_ = !record->stays_;
+      record->stays_ = never;
+      host_full_ = !never;
       host_wanted_ = bytes;
       return;
     }

@@ -142,6 +142,8 @@ void StoreCore::copy_in(const CopyIn& order) {
   Bytes whole, before;
   {
     std::lock_guard lock(mutex_);
+    record.lower_.copying_in = record.state_ == RecordState::kReturning;
+    if (!record.lower_.copying_in) return;  // lost meanwhile
     memory = record.lower_.memory;
     if (record.lower_.leaving) out = record.lower_.out;
     whole = record.resident_->bytes;
@@ -159,6 +161,8 @@ void StoreCore::copy_in(const CopyIn& order) {
   auto passage = std::make_shared<Passage>(Passage{&record, memory, storage});
   {
     std::lock_guard lock(mutex_);
+    record.lower_.copying_in = record.state_ == RecordState::kReturning;
+    if (!record.lower_.copying_in) return;
     record.resident_->storage = storage;
     record.resident_->stream = order.stream;
     record.lower_.returning = passage;
@@ -192,7 +196,7 @@ void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
     Work work(*this);
     std::lock_guard lock(mutex_);
     record.lower_.copying_in = false;
-    return_refused_locked(record, failure, work);
+    if (record.state_ == RecordState::kReturning) return_refused_locked(record, failure, work);
   }
   changed_.notify_all();
 }

@@ -51,8 +51,8 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
     }
     tier.note_peak();
     // Room that copies in flight are about to make is waited for by no caller: until then the tensors stay.
-    const bool soon = tier.link && copies_pass_locked();
-    if (over && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) && !soon) {
+    if (over && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
+        !(tier.link && copies_pass_locked())) {
       const std::string why = why_nothing_leaves_locked(tier);
       if (options_.on_full == OnFull::kRaise ||
           (options_.on_full == OnFull::kAutomatic && tier.budget_given && !tier.link)) {

@@ -87,7 +87,7 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   bool demanded_ = false;  // somebody waits for its transfer
   bool left_ = false;      // was its resident memory ever dropped?
   bool spilled_ = false;   // was it ever on disk?
-  bool stays_ = false;     // larger than the tier below
+  bool stays_ = false;     // the tier below can never hold it
 
   std::shared_ptr<Resident> resident_;
   RecordLayout layout_;
