@@ -284,9 +284,8 @@ TEST_F(StoreCoreTest, VerifyPassesWhatIsRight) {
 }
 
 TEST_F(StoreCoreTest, VerifyCatchesAWriteBehindTheStoresBack) {
-  Options verifying = options(MiB(64));
+  Options verifying = options(Bytes(0));
   verifying.verify = true;
-  verifying.device_budget = Bytes(0);
   verifying.checksum = false;
   auto core = StoreCore::open(verifying);
   Forward run = forward(*core, 1);
