@@ -2,8 +2,8 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/export.h>
-#include <ebbtide/store/device_storage.h>
 #include <ebbtide/store/returned_memory.h>
+#include <ebbtide/transfer/device_storage.h>
 
 #include <c10/core/Storage.h>
 #include <c10/core/TensorImpl.h>

@@ -3,10 +3,14 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/store/device_link.h>
 #include <ebbtide/store/intrusive_list.h>
 #include <ebbtide/store/record.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <utility>
 
 namespace ebbtide {
 
@@ -21,13 +25,23 @@ class DeviceTier {
     kReturning,  ///< a transfer fills it
   };
 
+  DeviceTier(std::shared_ptr<Device> on, size_t number) noexcept : device(std::move(on)), index(number) {}
+
+  const std::shared_ptr<Device> device;
+  const size_t index;                ///< as views name it
+  std::shared_ptr<DeviceLink> link;  ///< set for accelerators, once: host memory needs none
+
+  Bytes expected_pass;  ///< what the last pass that had a backward saved on this device
+  Bytes largest_pass_saved;
+  int64_t copy_errors = 0;  ///< in a row
+
   Bytes budget;
   bool budget_given = false;  ///< a promise; else automatic
 
   Bytes held() const noexcept { return held_; }
   Bytes peak() const noexcept { return peak_; }
-  Bytes bytes(Place place) const noexcept { return bytes_[index(place)]; }
-  const IntrusiveList<Resident>& list(Place place) const noexcept { return lists_[index(place)]; }
+  Bytes bytes(Place place) const noexcept { return bytes_[slot(place)]; }
+  const IntrusiveList<Resident>& list(Place place) const noexcept { return lists_[slot(place)]; }
 
   void add(Resident& resident, Place place) noexcept { insert(resident, place, /*at_front=*/false); }
   void move(Resident& resident, Place place, bool to_front = false) noexcept {
@@ -36,8 +50,8 @@ class DeviceTier {
   }
   void remove(Resident& resident) noexcept {
     const Place place = place_of(resident);
-    lists_[index(place)].remove(resident);
-    bytes_[index(place)] -= resident.bytes;
+    lists_[slot(place)].remove(resident);
+    bytes_[slot(place)] -= resident.bytes;
     if (place != Place::kElsewhere) held_ -= resident.bytes;
   }
   Place place_of(const Resident& resident) const noexcept {
@@ -48,11 +62,11 @@ class DeviceTier {
   void note_peak() noexcept { peak_ = std::max(peak_, held_); }
 
  private:
-  static constexpr size_t index(Place place) noexcept { return static_cast<size_t>(place); }
+  static constexpr size_t slot(Place place) noexcept { return static_cast<size_t>(place); }
 
   void insert(Resident& resident, Place place, bool at_front) noexcept {
-    at_front ? lists_[index(place)].push_front(resident) : lists_[index(place)].push_back(resident);
-    bytes_[index(place)] += resident.bytes;
+    at_front ? lists_[slot(place)].push_front(resident) : lists_[slot(place)].push_back(resident);
+    bytes_[slot(place)] += resident.bytes;
     if (place != Place::kElsewhere) held_ += resident.bytes;
   }
 

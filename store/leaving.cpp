@@ -14,8 +14,8 @@
 namespace ebbtide {
 namespace {
 
-/// A disk that failed this often in a row is not asked again.
-constexpr int64_t kWriteErrorsToGiveUp = 3;
+/// A disk or a device that failed this often in a row is not asked again.
+constexpr int64_t kErrorsToGiveUp = 3;
 /// A full disk may be emptied by somebody else.
 constexpr std::chrono::seconds kAskAgainAfter{1};
 
@@ -23,30 +23,42 @@ constexpr std::chrono::seconds kAskAgainAfter{1};
 
 /// The reactive rule. Copies start early and memory is let go late, when the budget needs it: so the end of the forward
 /// is still in memory when the backward begins, and callers wait only where the disk is slower than the computation.
-void StoreCore::settle(Pass* pass) {
+void StoreCore::settle(Pass* pass, DeviceTier& tier) {
   for (;;) {
+    if (tier.link) pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
     work.exhumed.swap(buried_);
-    begin_leaving_locked(pass, work);
-    drop_clean_locked(work);
-    const bool over = host_.held() > host_.budget;
+    if (tier.link) note_enqueued_locked(tier);
+    begin_leaving_locked(tier, pass, work);
+    drop_clean_locked(tier, tier.budget, work);
+    const bool over = tier.held() > tier.budget;
+    if (over && tier.link && host_full_) sink_locked(host_wanted_, work);
     if (!work.empty()) {
       lock.unlock();
       work.run();
       continue;
     }
-    if (over && !closed_ && host_.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
+    if (over && !closed_ && tier.link) {
+      if (hasten(lock, tier)) continue;
+      if (host_full_ && sinking_ > Bytes(0)) {
+        wait(lock, pass, [&] { return !host_full_ || sinking_ == Bytes(0); });
+        continue;
+      }
+    } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, [&] {
-        return host_.held() <= host_.budget || host_.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
-               host_.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
+        return tier.held() <= tier.budget || tier.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
+               tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
       });
       continue;
     }
-    host_.note_peak();
-    if (over && host_.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked()) {
-      const std::string why = why_nothing_leaves_locked();
-      if (options_.on_full == OnFull::kRaise || (options_.on_full == OnFull::kAutomatic && host_.budget_given)) {
+    tier.note_peak();
+    // Room that copies in flight are about to make is waited for by no caller: until then the tensors stay.
+    if (over && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
+        !(tier.link && copies_pass_locked())) {
+      const std::string why = why_nothing_leaves_locked(tier);
+      if (options_.on_full == OnFull::kRaise ||
+          (options_.on_full == OnFull::kAutomatic && tier.budget_given && !tier.link)) {
         lock.unlock();
         deliver_warnings();
         throw OutOfBudget(why);
@@ -58,8 +70,8 @@ void StoreCore::settle(Pass* pass) {
   deliver_warnings();
 }
 
-bool StoreCore::may_leave_locked() noexcept {
-  if (!spill_ || closed_ || write_errors_ >= kWriteErrorsToGiveUp) return false;
+bool StoreCore::may_spill_locked() noexcept {
+  if (!spill_ || closed_ || write_errors_ >= kErrorsToGiveUp) return false;
   if (!full_at_) return true;
   if (spill_->stats().bytes >= *full_at_ && std::chrono::steady_clock::now() < full_until_) return false;
   full_at_.reset();
@@ -72,66 +84,83 @@ void StoreCore::note_full_locked() {
   full_until_ = std::chrono::steady_clock::now() + kAskAgainAfter;
 }
 
-std::string StoreCore::why_nothing_leaves_locked() const {
-  const std::string more = to_string(host_.held() - host_.budget);
-  std::string why = "saved tensors hold " + to_string(host_.held()) + ", device_budget is " + to_string(host_.budget) +
+bool StoreCore::may_leave_locked(const DeviceTier& tier) noexcept {
+  return tier.link ? !closed_ && !host_full_ && tier.copy_errors < kErrorsToGiveUp : may_spill_locked();
+}
+
+std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
+  const std::string more = to_string(tier.held() - tier.budget);
+  std::string why = "saved tensors hold " + to_string(tier.held()) + ", device_budget is " + to_string(tier.budget) +
                     ", and none can leave: ";
+  if (tier.link) {
+    if (tier.copy_errors >= kErrorsToGiveUp)
+      return why + "copies from " + tier.device->name() + " fail (" + last_write_error_ +
+             "). Raise device_budget by at least " + more + ".";
+    why += "host_budget (" + to_string(host_budget_) + " for the tensors of devices) is full, and ";
+    if (!spill_)
+      return why + "there is no spill_to. Name a folder on a disk, or raise host_budget or device_budget by at least " +
+             more + ".";
+  }
   if (!spill_)
     return why + "there is no spill_to. Name a folder on a disk, or raise device_budget by at least " + more + ".";
-  if (write_errors_ >= kWriteErrorsToGiveUp)
+  if (write_errors_ >= kErrorsToGiveUp)
     return why + "the disk fails (" + last_write_error_ +
            "). Name another folder in spill_to, or raise device_budget by at least " + more + ".";
   return why + "the spill tier is full (spill_budget is " + to_string(spill_->stats().budget) + "; " +
          last_write_error_ + "). Raise spill_budget or device_budget by at least " + more + ".";
 }
 
-void StoreCore::look_again_locked(int64_t at_most) {
+void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most) {
   using Place = DeviceTier::Place;
-  for (; at_most > 0 && !host_.list(Place::kElsewhere).empty(); --at_most) {
-    Resident& resident = *host_.list(Place::kElsewhere).front();
+  for (; at_most > 0 && !tier.list(Place::kElsewhere).empty(); --at_most) {
+    Resident& resident = *tier.list(Place::kElsewhere).front();
     const bool ours_alone = !resident.storage || resident.storage->references() == 1;
-    host_.move(resident, ours_alone ? place_by_states(resident) : Place::kElsewhere);
+    tier.move(resident, ours_alone ? place_by_states(resident) : Place::kElsewhere);
   }
 }
 
 /// How much may be in memory alone. Steps repeat: what the last pass saved tells where this one is. Before its last
 /// `budget` bytes all leaves at once, since all of it will have to; those last bytes stay, since the backward begins
 /// with them. Without a last pass: half and half.
-Bytes StoreCore::dirty_limit_locked(const Pass* pass) const noexcept {
-  if (pass == nullptr || expected_pass_ == Bytes(0)) return host_.budget / 2;
-  return pass->stats_.saved.bytes < expected_pass_ - host_.budget ? Bytes(0) : host_.budget;
+Bytes StoreCore::dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept {
+  if (pass == nullptr || tier.expected_pass == Bytes(0)) return tier.budget / 2;
+  const Bytes saved = tier.index < pass->saved_on_.size() ? pass->saved_on_[tier.index] : Bytes(0);
+  return saved < tier.expected_pass - tier.budget ? Bytes(0) : tier.budget;
 }
 
-void StoreCore::begin_leaving_locked(Pass* pass, Work& work) {
+void StoreCore::begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work) {
   using Place = DeviceTier::Place;
-  if (!may_leave_locked()) return;
-  const Bytes limit = dirty_limit_locked(pass);
+  if (!may_leave_locked(tier)) return;
+  const Bytes limit = dirty_limit_locked(tier, pass);
   const auto enough = [&] {
-    const Bytes staying = host_.held() - host_.bytes(Place::kLeaving) - host_.bytes(Place::kClean);
-    return host_.bytes(Place::kDirty) <= limit && staying <= host_.budget;
+    const Bytes staying = tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean);
+    return tier.bytes(Place::kDirty) <= limit && staying <= tier.budget;
   };
   Resident* next = nullptr;
-  for (Resident* resident = host_.list(Place::kDirty).front(); resident != nullptr; resident = next) {
+  for (Resident* resident = tier.list(Place::kDirty).front(); resident != nullptr; resident = next) {
     if (enough()) return;
     next = IntrusiveList<Resident>::next(*resident);
     for (Record* record : resident->records) {
-      if (record->state_ != RecordState::kResident) continue;
+      if (record->state_ != RecordState::kResident || record->stays_) continue;
       if (auto alive = record->weak_from_this().lock()) {
         record->become(RecordState::kLeaving);
-        work.writes.push_back({std::move(alive), resident->storage, resident->memory});
+        if (tier.link)
+          work.copies_out.push_back({std::move(alive), resident->storage});
+        else
+          work.writes.push_back({std::move(alive), resident->storage, resident->memory});
       }
     }
     place_locked(*resident);
   }
 }
 
-void StoreCore::drop_clean_locked(Work& work) {
+void StoreCore::drop_clean_locked(DeviceTier& tier, Bytes target, Work& work) {
   using Place = DeviceTier::Place;
-  while (!closed_ && host_.held() > host_.budget) {
-    Resident* victim = pick_victim_locked();
+  while (!closed_ && tier.held() > target) {
+    Resident* victim = pick_victim_locked(tier);
     if (victim == nullptr) return;
     if (victim->storage && victim->storage->references() > 1)
-      host_.move(*victim, Place::kElsewhere);  // dropping it would free nothing
+      tier.move(*victim, Place::kElsewhere);  // dropping it would free nothing
     else
       drop_locked(*victim, work);
   }
@@ -139,9 +168,9 @@ void StoreCore::drop_clean_locked(Work& work) {
 
 /// The clean resident that will be wanted last: what was unpacked already (a kept graph), then passes not in their
 /// backward, oldest first.
-Resident* StoreCore::pick_victim_locked() noexcept {
+Resident* StoreCore::pick_victim_locked(DeviceTier& tier) noexcept {
   constexpr int kLookedAt = 64;  // bounds the time; the list is nearly in order
-  const auto& clean = host_.list(DeviceTier::Place::kClean);
+  const auto& clean = tier.list(DeviceTier::Place::kClean);
   Resident* best = nullptr;
   std::tuple<int, uint32_t> best_rank;
   int looked_at = 0;
@@ -161,11 +190,14 @@ Resident* StoreCore::pick_victim_locked() noexcept {
 void StoreCore::drop_locked(Resident& resident, Work& work) {
   staging_full_ = false;
   const std::vector<Record*> records = resident.records;
-  for (Record* record : records) {
-    record->become(RecordState::kLower);
-    record->left_ = true;
-    detach_locked(*record, work);
-  }
+  for (Record* record : records) drop_record_locked(*record, work);
+}
+
+void StoreCore::drop_record_locked(Record& record, Work& work) {
+  record.become(RecordState::kLower);
+  record.left_ = true;
+  if (record.tier_->link) part_locked(record, *record.resident_, work);
+  detach_locked(record, work);
 }
 
 void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage,
@@ -237,6 +269,10 @@ void StoreCore::write_done(uint64_t record_id, Result<SpilledItem> item, std::sh
 void StoreCore::write_failed_locked(Record& record, const Failure& failure) {
   record.become(RecordState::kResident);
   place_locked(*record.resident_);
+  note_write_error_locked(failure);
+}
+
+void StoreCore::note_write_error_locked(const Failure& failure) {
   if (failure.code == FailureCode::kNoSpace)
     note_full_locked();
   else

@@ -22,9 +22,17 @@ class Pass {
   friend class StoreCore;
   friend class Record;
 
+  template <class T>
+  static T& of(std::vector<T>& each, size_t device) {
+    if (each.size() <= device) each.resize(device + 1);
+    return each[device];
+  }
+
   PassStats stats_;
   std::vector<Record*> sequence_;  // in order of packing; a record stands at its latest pack only; null once it is dead
-  size_t next_ = 0;                // prefetch: all at and above this place has been looked at
+  // A device each.
+  std::vector<size_t> next_;  // prefetch: all at and above this place has been looked at
+  std::vector<Bytes> saved_on_;
   int64_t live_ = 0;
   std::set<int> tasks_;  // graph tasks that unpacked from it and have not ended
   bool in_backward_ = false;

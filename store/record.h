@@ -5,10 +5,12 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/pinned_pool/result.h>
-#include <ebbtide/store/device_storage.h>
 #include <ebbtide/store/intrusive_list.h>
+#include <ebbtide/store/lower_copy.h>
 #include <ebbtide/store/record_state.h>
 #include <ebbtide/store/returned_memory.h>
+#include <ebbtide/transfer/device.h>
+#include <ebbtide/transfer/device_storage.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -30,7 +32,9 @@ struct Resident : ListLink<Resident> {
   DeviceTier* tier = nullptr;
   std::shared_ptr<DeviceStorage> storage;  ///< the framework's; none yet for memory that came back and was not unpacked
   std::shared_ptr<ReturnedMemory> memory;  ///< that memory, until a tensor is laid over it
-  const void* identity = nullptr;          ///< the framework's storage; null for memory that came back
+  StreamId stream = kHostStream;           ///< on which the memory is used and given back
+  const void* identity = nullptr;          ///< the framework's storage; null for what came back until it is handed out
+  bool returned = false;                   ///< came back from below
   Bytes origin;                            ///< offset in the storage that was saved of this memory's first byte
   Bytes bytes;
   std::vector<Record*> records;
@@ -72,6 +76,7 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   const std::shared_ptr<StoreCore> core_;
   const std::shared_ptr<Pass> pass_;
   const uint64_t id_;
+  DeviceTier* tier_ = nullptr;  // fixed at its pack
 
   RecordState state_ = RecordState::kResident;
   const void* version_counter_ = nullptr;
@@ -83,6 +88,8 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   bool unpacked_ = false;
   bool demanded_ = false;  // somebody waits for its transfer
   bool left_ = false;      // was its resident memory ever dropped?
+  bool spilled_ = false;   // was it ever on disk?
+  bool stays_ = false;     // the tier below can never hold it
 
   std::shared_ptr<Resident> resident_;
   RecordLayout layout_;
@@ -90,7 +97,11 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   SpilledItem item_;
   std::optional<SpillTier::TransferId> transfer_;
   std::optional<uint64_t> fingerprint_;
-  std::optional<Failure> lost_;
+  std::optional<Failure> lost_;  // in kLower: why the last attempt to bring it back failed
+
+  // Of an accelerator's record.
+  EventPtr packed_;  // its producer has run before this; null: none could be made at pack
+  LowerCopy lower_;
 
   Bytes bytes() const noexcept { return end_ - begin_; }
 };

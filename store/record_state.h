@@ -12,7 +12,7 @@ namespace ebbtide {
 enum class RecordState {
   kResident,   ///< resident only: dropping it would lose the bytes
   kLeaving,    ///< resident; a copy to the lower tier is under way
-  kClean,      ///< resident, and a lower copy exists: droppable at once
+  kClean,      ///< resident, and a lower copy exists (or will, by what is enqueued): droppable at once
   kLower,      ///< the lower copy only
   kReturning,  ///< the lower copy, and a transfer into resident memory under way
   kLost,       ///< the lower copy could not be read back: every unpack says why
@@ -31,7 +31,7 @@ constexpr bool may_become(RecordState from, RecordState to) noexcept {
       //               Resident Leaving Clean  Lower  Return Lost   Dead
       /* Resident  */ {false,   true,   false, false, false, false, true},
       /* Leaving   */ {true,    false,  true,  false, false, false, true},   // back to Resident: the transfer failed or was cancelled
-      /* Clean     */ {false,   false,  false, true,  false, false, true},
+      /* Clean     */ {true,    false,  false, true,  false, false, true},   // back to Resident: the copy, enqueued, failed after all
       /* Lower     */ {false,   false,  false, false, true,  false, true},
       /* Returning */ {false,   false,  true,  true,  false, true,  true},   // back to Lower: no memory for it yet
       /* Lost      */ {false,   false,  false, false, false, false, true},

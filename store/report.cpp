@@ -55,6 +55,11 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
             [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
   for (const auto& [reason, count] : reasons) text += count_line(("  " + reason).c_str(), count);
 
+  if (stats.d2h.bytes > Bytes(0)) {
+    text += line("%-26s %12s %12s %14s", "device link", "bytes", "busy", "speed");
+    text += link_line("out", stats.d2h);
+    text += link_line("in", stats.h2d);
+  }
   if (stats.disk_write.bytes > Bytes(0)) {
     text += line("%-26s %12s %12s %14s", "disk", "bytes", "busy", "speed");
     text += link_line("written", stats.disk_write);

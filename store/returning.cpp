@@ -12,7 +12,8 @@
 
 namespace ebbtide {
 
-StoreCore::Unpacked StoreCore::unpack(Record& record) {
+StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
+  if (record.tier_->link) return unpack_from_device(record, stream);
   for (;;) {
     Work work(*this);
     std::unique_lock lock(mutex_);
@@ -25,7 +26,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record) {
         record.unpacked_ = true;
         record.demanded_ = false;
         Unpacked unpacked{resident.storage, resident.memory, resident.origin};
-        prefetch_locked(*record.pass_, work);
+        prefetch_locked(*record.pass_, host_, kHostStream, work);
         host_.note_peak();
         const bool check = record.fingerprint_ && unpacked.memory;
         lock.unlock();
@@ -34,14 +35,14 @@ StoreCore::Unpacked StoreCore::unpack(Record& record) {
         return unpacked;
       }
       case RecordState::kLower:
-        look_again_locked(8);
-        drop_clean_locked(work);
-        begin_return_locked(record, Urgency::kDemand, work);
+        look_again_locked(host_, 8);
+        drop_clean_locked(host_, host_.budget, work);
+        begin_return_locked(record, kHostStream, Urgency::kDemand, work);
         break;
       case RecordState::kReturning:
         record.demanded_ = true;
         if (record.transfer_) work.demanded.push_back(*record.transfer_);
-        prefetch_locked(*record.pass_, work);
+        prefetch_locked(*record.pass_, host_, kHostStream, work);
         lock.unlock();
         work.run();
         lock.lock();
@@ -50,9 +51,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record) {
       case RecordState::kLost: {
         const Failure why = *record.lost_;
         lock.unlock();
-        if (why.code == FailureCode::kCorrupt) throw CorruptTensor(why.message);
-        if (why.code == FailureCode::kOverCapacity) throw OutOfBudget(why.message);
-        throw SpillError(why.message);
+        throw_lost(why);
       }
       case RecordState::kDead:
         std::abort();  // a hook that outlived its own record
@@ -60,6 +59,12 @@ StoreCore::Unpacked StoreCore::unpack(Record& record) {
     lock.unlock();
     work.run();
   }
+}
+
+void StoreCore::throw_lost(const Failure& why) {
+  if (why.code == FailureCode::kCorrupt) throw CorruptTensor(why.message);
+  if (why.code == FailureCode::kOverCapacity) throw OutOfBudget(why.message);
+  throw SpillError(why.message);
 }
 
 std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::shared_ptr<ReturnedMemory>& memory,
@@ -77,28 +82,43 @@ std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::share
   return resident.storage && resident.storage->data() == memory->data() ? resident.storage : mine;
 }
 
-void StoreCore::begin_return_locked(Record& record, Urgency urgency, Work& work) {
+void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work) {
   auto alive = record.weak_from_this().lock();
   if (!alive) return;
   auto resident = std::make_shared<Resident>();
-  resident->tier = &host_;
-  resident->origin = record.begin_;
-  resident->bytes = record.bytes();
+  DeviceTier& tier = *record.tier_;
+  resident->tier = &tier;
+  resident->stream = stream;
+  resident->returned = true;
+  // A device's allocator gives aligned memory, so what came from an odd address brings a little more with it.
+  const Bytes before(tier.link ? static_cast<int64_t>(record.layout_.remainder) : 0);
+  resident->origin = record.begin_ - before;
+  resident->bytes = record.bytes() + before;
   resident->records.push_back(&record);
-  host_.add(*resident, DeviceTier::Place::kReturning);
+  tier.add(*resident, DeviceTier::Place::kReturning);
   record.resident_ = std::move(resident);
   record.become(RecordState::kReturning);
   record.demanded_ = urgency == Urgency::kDemand;
-  work.reads.push_back({std::move(alive), urgency});
+  if (!tier.link) {
+    work.reads.push_back({std::move(alive), urgency});
+  } else if (!record.lower_.memory) {
+    record.lower_.lifting = true;
+    ++lifting_;
+    work.lifts.push_back({std::move(alive), urgency});
+  } else {
+    record.lower_.copying_in = true;
+    work.copies_in.push_back({std::move(alive), stream});
+  }
 }
 
-void StoreCore::prefetch_locked(Pass& pass, Work& work) {
+void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work) {
   if (!pass.in_backward_) return;
-  for (; pass.next_ > 0; --pass.next_) {
-    Record* record = pass.sequence_[pass.next_ - 1];
-    if (record == nullptr || record->state_ != RecordState::kLower) continue;
-    if (staging_full_ || closed_ || host_.held() + record->bytes() > host_.budget) return;
-    begin_return_locked(*record, Urgency::kPrefetch, work);
+  for (size_t& next = Pass::of(pass.next_, tier.index); next > 0; --next) {
+    Record* record = pass.sequence_[next - 1];
+    if (record == nullptr || record->tier_ != &tier || record->state_ != RecordState::kLower) continue;
+    const bool no_room = tier.link ? host_full_ && !record->lower_.memory : staging_full_;
+    if (no_room || closed_ || tier.held() + record->bytes() > tier.budget) return;
+    begin_return_locked(*record, stream, Urgency::kPrefetch, work);
   }
 }
 
@@ -119,7 +139,8 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
     } else {  // whoever waits for it by now finds it below, and demands it
       staging_full_ = true;
       record->become(RecordState::kLower);
-      record->pass_->next_ = std::max<size_t>(record->pass_->next_, record->slot_ + size_t{1});
+      size_t& next = Pass::of(record->pass_->next_, host_.index);
+      next = std::max<size_t>(next, record->slot_ + size_t{1});
     }
     detach_locked(*record, work);
     changed_.notify_all();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace ebbtide {
 
@@ -33,8 +34,9 @@ struct LinkStats {
 
 /// Cumulative over the store's life unless said otherwise.
 struct Stats {
-  TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory)
-  TierStats host;    ///< slabs of the pool
+  TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory), all devices
+  std::vector<TierStats> devices;  ///< each of them, by number
+  TierStats host;                  ///< slabs of the pools
   TierStats spill;
 
   Count packed;          ///< all that autograd handed over = passed_through + deduplicated + saved

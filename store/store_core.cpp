@@ -3,10 +3,12 @@
 #include <ebbtide/store/report.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/host_device.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <iterator>
 #include <utility>
 
 namespace ebbtide {
@@ -24,9 +26,34 @@ Bytes default_staging(Bytes device_budget) {
   return std::clamp(device_budget + device_budget / 4, MiB(64), GiB(1));
 }
 
+class DeviceRegistrar final : public HostRegistrar {
+ public:
+  explicit DeviceRegistrar(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  Status pin(void* data, size_t bytes) noexcept override { return device_->register_host(data, bytes); }
+  void unpin(void* data, size_t bytes) noexcept override { device_->unregister_host(data, bytes); }
+
+ private:
+  const std::shared_ptr<Device> device_;
+};
+
+/// With a registrar: for DMA, which a fork must not disturb. Without: memory that CPU tensors are laid over, which a
+/// forked child reads. Errors: ConfigError.
+std::unique_ptr<PinnedPool> open_host_pool(Bytes capacity, std::shared_ptr<HostRegistrar> registrar) {
+  PoolOptions pool;
+  pool.capacity = capacity;
+  pool.slab_bytes = std::min(capacity, MiB(256));
+  pool.survives_fork = registrar == nullptr;
+  pool.registrar = std::move(registrar);
+  pool.keep_spare = false;
+  auto opened = PinnedPool::create(std::move(pool));
+  if (!opened.ok()) throw ConfigError("host_budget: " + opened.failure().message);
+  return std::move(opened).value();
+}
+
 }  // namespace
 
-StoreCore::StoreCore(Options options) : options_(std::move(options)) {}
+StoreCore::StoreCore(Options options)
+    : options_(std::move(options)), host_(tiers_.emplace_back(std::make_shared<HostDevice>(), size_t{0})) {}
 
 std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
   std::shared_ptr<StoreCore> core(new StoreCore(resolve(options)));
@@ -49,16 +76,8 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
     if (!tier.ok()) throw ConfigError("spill_to: " + tier.failure().message);
     core->spill_ = std::move(tier).value();
 
-    PoolOptions pool;
     core->staging_budget_ = std::min(asked.host_budget.value_or(default_staging(core->host_.budget)), available);
-    pool.capacity = core->staging_budget_;
-    pool.slab_bytes = std::min(*pool.capacity, MiB(256));
-    pool.keep_spare = false;
-    if (*pool.capacity >= kLeastPool) {
-      auto opened = PinnedPool::create(std::move(pool));
-      if (!opened.ok()) throw ConfigError("host_budget: " + opened.failure().message);
-      core->pool_ = std::move(opened).value();
-    }
+    if (core->staging_budget_ >= kLeastPool) core->pool_ = open_host_pool(core->staging_budget_, nullptr);
     if (core->spill_->stats().ram)
       core->warnings_.push_back(
           "spill_to lies in memory (tmpfs): what is spilled there frees no memory; name a folder on a disk");
@@ -66,12 +85,65 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
   return core;
 }
 
-StoreCore::~StoreCore() = default;
+StoreCore::~StoreCore() {
+  if (link_thread_) link_thread_->end();
+}
+
+int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
+                          DeviceOptions how) {
+  const DeviceMemory memory = device->memory().ok() ? device->memory().value() : DeviceMemory{};
+  auto link = std::make_shared<DeviceLink>(device, std::move(allocator));
+  std::lock_guard lock(mutex_);
+  if (!host_pool_) open_host_tier_locked(device);
+  if (how.own_thread) {
+    if (!link_thread_) link_thread_ = LinkThread::start(weak_from_this());
+    link_thread_->add(link);
+  }
+  DeviceTier& tier = tiers_.emplace_back(std::move(device), tiers_.size());
+  tier.link = std::move(link);
+  const Bytes* budget = options_.device_budget ? std::get_if<Bytes>(&*options_.device_budget) : nullptr;
+  tier.budget = budget != nullptr ? *budget : memory.free - memory.free / 16;
+  tier.budget_given = budget != nullptr;
+  return static_cast<int>(tier.index);
+}
+
+/// Of what host_budget gives, staging for CPU tensors keeps an eighth: the two share the promise.
+void StoreCore::open_host_tier_locked(const std::shared_ptr<Device>& device) {
+  const Bytes left = pinned_pool::Capacity().room().left;
+  Bytes whole = std::min(options_.host_budget.value_or(left / 2), left);
+  if (pool_) {
+    staging_budget_ = std::min(staging_budget_, whole / 8);
+    pool_.reset();
+    if (staging_budget_ >= kLeastPool) pool_ = open_host_pool(staging_budget_, nullptr);
+    if (pool_) whole -= staging_budget_;
+  }
+  host_budget_ = whole;
+  if (whole < kLeastPool)
+    throw ConfigError("host_budget: a store that serves a device needs at least " + to_string(kLeastPool) + " for it");
+  host_pool_ = open_host_pool(whole, std::make_shared<DeviceRegistrar>(device));
+}
+
+void StoreCore::pump() {
+  std::vector<std::shared_ptr<DeviceLink>> links;
+  {
+    std::lock_guard lock(mutex_);
+    for (const DeviceTier& tier : tiers_)
+      if (tier.link) links.push_back(tier.link);
+  }
+  for (const auto& link : links) link->pump();
+  if (!links.empty()) sink_ahead();
+}
 
 StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold) {
   std::shared_ptr<Record> record;
   Bytes origin;
   bool crowded = false;
+  DeviceTier& tier = tier_of(view);
+  EventPtr packed;
+  if (tier.link) {
+    // Before the store's lock: later would be right too, but the copy would wait for work that it need not.
+    if (auto event = tier.device->record(view.stream); event.ok()) packed = std::move(event).value();
+  }
   {
     std::lock_guard lock(mutex_);
     stats_.packed.add(view.footprint);
@@ -89,6 +161,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
           continue;  // its bytes are on their way: too late to widen it
         record = other->weak_from_this().lock();
         if (!record) continue;
+        if (!inside) record->packed_ = packed;
         record->begin_ = std::min(record->begin_, begin);
         record->end_ = std::max(record->end_, end);
         stats_.deduplicated.add(view.footprint);
@@ -109,33 +182,48 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->footprint_ = view.footprint;
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());
+      record->tier_ = &tier;
+      record->packed_ = std::move(packed);
+      record->lower_.record = record.get();
       ++pass->live_;
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
       pass->stats_.saved.add(view.footprint);
+      Pass::of(pass->saved_on_, tier.index) += view.footprint;
       if (resident != nullptr) {
         record->resident_ = resident->records.front()->resident_;
         resident->records.push_back(record.get());
-        host_.move(*resident, DeviceTier::Place::kElsewhere);
+        tier.move(*resident, DeviceTier::Place::kElsewhere);
       } else {
         auto made = std::make_shared<Resident>();
-        made->tier = &host_;
+        made->tier = &tier;
+        made->stream = view.stream;
         made->storage = hold();
         made->identity = view.storage;
         made->bytes = view.footprint;
         made->records.push_back(record.get());
         by_storage_.emplace(view.storage, made.get());
-        host_.add(*made, DeviceTier::Place::kElsewhere);
+        tier.add(*made, DeviceTier::Place::kElsewhere);
         record->resident_ = std::move(made);
       }
     }
-    look_again_locked(8);
-    crowded = host_.held() > host_.budget || host_.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(pass.get()) ||
-              !warnings_.empty() || !buried_.empty();
-    if (!crowded) host_.note_peak();
+    look_again_locked(tier, 8);
+    crowded = tier.held() > tier.budget ||
+              tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
+              !buried_.empty();
+    if (!crowded) tier.note_peak();
   }
-  if (crowded) settle(pass.get());
+  if (crowded)
+    settle(pass.get(), tier);
+  else if (tier.link)
+    pump();
   return {std::move(record), origin};
+}
+
+DeviceTier& StoreCore::tier_of(const View& view) {
+  if (view.device == 0) return host_;
+  std::lock_guard lock(mutex_);
+  return tiers_.at(static_cast<size_t>(view.device));
 }
 
 void StoreCore::note_passed_through(const char* reason, Bytes footprint) {
@@ -150,7 +238,7 @@ bool StoreCore::task_began(Record& record, int task) {
   Pass& pass = record.pass();
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
-  pass.next_ = pass.sequence_.size();
+  pass.next_.assign(tiers_.size(), pass.sequence_.size());
   return true;
 }
 
@@ -160,7 +248,8 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
   if (!pass.tasks_.empty()) return;  // the graph task around a reentrant one
   pass.in_backward_ = false;
   pass.takes_packs_ = false;
-  if (!pass.ended_) expected_pass_ = pass.stats_.saved.bytes;
+  if (!pass.ended_)
+    for (DeviceTier& tier : tiers_) tier.expected_pass = Pass::of(pass.saved_on_, tier.index);
   end_pass_locked(pass);
 }
 
@@ -170,12 +259,21 @@ void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
     pass->takes_packs_ = false;
     if (pass->live_ == 0) end_pass_locked(*pass);
     // Once round the whole list: with the scope, its local variables are gone.
-    int64_t elsewhere = 0;
-    const auto& list = host_.list(DeviceTier::Place::kElsewhere);
-    for (const Resident* r = list.front(); r != nullptr; r = list.next(*r)) ++elsewhere;
-    look_again_locked(elsewhere);
+    for (DeviceTier& tier : tiers_) {
+      int64_t elsewhere = 0;
+      const auto& list = tier.list(DeviceTier::Place::kElsewhere);
+      for (const Resident* r = list.front(); r != nullptr; r = list.next(*r)) ++elsewhere;
+      look_again_locked(tier, elsewhere);
+    }
   }
-  settle(pass.get());
+  for (DeviceTier* tier : all_tiers()) settle(pass.get(), *tier);
+}
+
+std::vector<DeviceTier*> StoreCore::all_tiers() {
+  std::lock_guard lock(mutex_);
+  std::vector<DeviceTier*> all;
+  for (DeviceTier& tier : tiers_) all.push_back(&tier);
+  return all;
 }
 
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
@@ -183,12 +281,12 @@ void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
   last_pass_ = pass.stats_;
-  largest_pass_ = std::max(largest_pass_, pass.stats_.saved.bytes);
-  if (options_.device_budget) {
-    if (const Share* share = std::get_if<Share>(&*options_.device_budget)) {
-      host_.budget = Bytes(static_cast<int64_t>(static_cast<double>(largest_pass_.count()) * share->value));
-      host_.budget_given = true;
-    }
+  const Share* share = options_.device_budget ? std::get_if<Share>(&*options_.device_budget) : nullptr;
+  for (DeviceTier& tier : tiers_) {
+    tier.largest_pass_saved = std::max(tier.largest_pass_saved, Pass::of(pass.saved_on_, tier.index));
+    if (share == nullptr) continue;
+    tier.budget = Bytes(static_cast<int64_t>(static_cast<double>(tier.largest_pass_saved.count()) * share->value));
+    tier.budget_given = true;
   }
 }
 
@@ -197,8 +295,10 @@ void StoreCore::forget(Record& record) noexcept {
   {
     std::lock_guard lock(mutex_);
     Pass& pass = *record.pass_;
-    (record.left_ ? stats_.spilled : stats_.kept).add(record.footprint_);
-    (record.left_ ? pass.stats_.spilled : pass.stats_.kept).add(record.footprint_);
+    const bool spilled = record.left_ && (record.spilled_ || !record.tier_->link);
+    (spilled ? stats_.spilled : record.left_ ? stats_.offloaded : stats_.kept).add(record.footprint_);
+    (spilled ? pass.stats_.spilled : record.left_ ? pass.stats_.offloaded : pass.stats_.kept).add(record.footprint_);
+    if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
     under_way_.erase(record.id_);
     if (record.transfer_) work.cancelled.push_back(*record.transfer_);
@@ -211,10 +311,14 @@ void StoreCore::forget(Record& record) noexcept {
       pass.takes_packs_ = false;
       end_pass_locked(pass);
     }
-    if (pass.in_backward_) prefetch_locked(pass, work);
+    if (pass.in_backward_) prefetch_locked(pass, host_, kHostStream, work);
   }
   changed_.notify_all();  // there is room
   work.run();
+  if (!record.tier_->link) return;
+  std::lock_guard lock(mutex_);
+  std::ranges::move(std::exchange(buried_, {}),
+                    std::back_inserter(work.exhumed));  // a cancelled copy may have let go of this record's memory
 }
 
 Record* StoreCore::arrived_locked(uint64_t record_id) noexcept {
@@ -240,10 +344,10 @@ void StoreCore::detach_locked(Record& record, Work& work) {
   work.dropped.push_back(resident);
 }
 
-void StoreCore::place_locked(Resident& resident) noexcept {
+void StoreCore::place_locked(Resident& resident, bool to_front) noexcept {
   const DeviceTier::Place before = resident.tier->place_of(resident);
   const DeviceTier::Place place = place_by_states(resident);
-  if (before != DeviceTier::Place::kElsewhere && place != before) resident.tier->move(resident, place);
+  if (before != DeviceTier::Place::kElsewhere && place != before) resident.tier->move(resident, place, to_front);
 }
 
 DeviceTier::Place StoreCore::place_by_states(const Resident& resident) noexcept {
@@ -266,10 +370,17 @@ void StoreCore::close() {
       std::unique_lock lock(mutex_);
       work.exhumed.swap(buried_);
       const auto under_way = [&] {
-        return host_.bytes(DeviceTier::Place::kLeaving) + host_.bytes(DeviceTier::Place::kReturning) > Bytes(0);
+        return host_.bytes(DeviceTier::Place::kLeaving) + host_.bytes(DeviceTier::Place::kReturning) + sinking_ >
+                   Bytes(0) ||
+               lifting_ > 0;
       };
-      for (Record* record = live_.front(); record != nullptr; record = live_.next(*record))
-        if (record->state_ == RecordState::kLower) begin_return_locked(*record, Urgency::kDemand, work);
+      for (Record* record = live_.front(); record != nullptr; record = live_.next(*record)) {
+        if (record->state_ != RecordState::kLower) continue;
+        if (record->tier_->link)
+          lift_for_close_locked(*record, work);
+        else
+          begin_return_locked(*record, kHostStream, Urgency::kDemand, work);
+      }
       if (work.empty()) {
         if (!under_way()) break;
         wait(lock, nullptr, [&] { return !under_way(); });
@@ -283,8 +394,8 @@ void StoreCore::close() {
 }
 
 void StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done) {
-  using Clock = std::chrono::steady_clock;
-  const auto begin = Clock::now();
+  using Steady = std::chrono::steady_clock;
+  const auto begin = Steady::now();
   const std::shared_ptr<Waiter> waiter = waiter_;
   lock.unlock();
   void* released = waiter ? waiter->release() : nullptr;
@@ -304,7 +415,7 @@ void StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const st
   lock.unlock();
   if (waiter) waiter->resume(released);
   lock.lock();
-  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double seconds = std::chrono::duration<double>(Steady::now() - begin).count();
   stats_.stall_s += seconds;
   if (stalled != nullptr) stalled->stats_.stall_s += seconds;
 }
@@ -348,22 +459,44 @@ std::shared_ptr<void> StoreCore::extension(const std::function<std::shared_ptr<v
 }
 
 Bytes StoreCore::trim() {
-  return pool_ ? pool_->trim() : Bytes(0);
+  return (pool_ ? pool_->trim() : Bytes(0)) + (host_pool_ ? host_pool_->trim() : Bytes(0));
 }
 
 Stats StoreCore::stats() const {
   Stats stats;
+  std::vector<std::shared_ptr<DeviceLink>> links;
   {
     std::lock_guard lock(mutex_);
     stats = stats_;
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
-    stats.device = {host_.held(), host_.peak(), host_.budget};
-    stats.referenced_elsewhere = host_.bytes(DeviceTier::Place::kElsewhere);
+    for (const DeviceTier& tier : tiers_) {
+      stats.devices.push_back({tier.held(), tier.peak(), tier.budget});
+      stats.referenced_elsewhere += tier.bytes(DeviceTier::Place::kElsewhere);
+      if (tier.link) links.push_back(tier.link);
+    }
+    // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.
+    for (const TierStats& device : stats.devices) {
+      stats.device.bytes += device.bytes;
+      stats.device.peak_bytes += device.peak_bytes;
+      if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;
+    }
+  }
+  for (const auto& link : links) {
+    stats.d2h.bytes += link->out.stats().copied;
+    stats.d2h.busy_s += link->out.stats().busy_s;
+    stats.h2d.bytes += link->in.stats().copied;
+    stats.h2d.busy_s += link->in.stats().busy_s;
   }
   stats.handed_over = Bytes(handed_over_.load());
   if (pool_) {
     const PoolStats pool = pool_->stats();
     stats.host = {pool.slab_bytes, pool.peak_slab_bytes, staging_budget_};
+  }
+  if (host_pool_) {
+    const PoolStats pool = host_pool_->stats();
+    stats.host.bytes += pool.slab_bytes;
+    stats.host.peak_bytes += pool.peak_slab_bytes;
+    stats.host.budget_bytes += host_budget_;
   }
   if (spill_) {
     const SpillStats spill = spill_->stats();

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -39,6 +40,14 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   static std::shared_ptr<StoreCore> open(const Options& options);
   ~StoreCore();
 
+  struct DeviceOptions {
+    /// False: only packs, unpacks and pump() move copies on (tests that replay a schedule).
+    bool own_thread = true;
+  };
+  /// Registers an accelerator; views name it by the number returned (0 is the host device). Before the first pack: the
+  /// first accelerator takes most of host_budget from the staging of CPU tensors. Errors: ConfigError.
+  int add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator, DeviceOptions how);
+
   /// A view that autograd saves, as bytes of a storage.
   struct View {
     const void* storage =
@@ -47,6 +56,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     uint32_t version = 0;
     Bytes begin, end;  ///< first byte and one past the last that the view touches, as offsets in the storage
     Bytes footprint;   ///< of the whole storage
+    int device = 0;    ///< see add_device
+    /// The compute stream: the one that the storage was allocated for, and after whose present work its bytes are
+    /// there.
+    StreamId stream = kHostStream;
   };
   struct Packed {
     std::shared_ptr<Record> record;
@@ -71,9 +84,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     std::shared_ptr<ReturnedMemory> memory;
     Bytes origin;  ///< offset, in the storage that was saved, of the first byte of this one
   };
-  /// May wait for the record to come back.
-  /// Errors: SpillError, CorruptTensor, OutOfBudget.
-  Unpacked unpack(Record& record);
+  /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
+  /// stream) is made to wait for the copy. Errors: SpillError, CorruptTensor, OutOfBudget.
+  Unpacked unpack(Record& record, StreamId stream = kHostStream);
+  /// Moves the copies of accelerators on, as every pack and unpack does. Never waits.
+  void pump();
   /// The storage over `memory` to use from now on: `mine`, or another thread's that was first.
   std::shared_ptr<DeviceStorage> adopt(Record& record, const std::shared_ptr<ReturnedMemory>& memory,
                                        std::shared_ptr<DeviceStorage> mine);
@@ -113,29 +128,70 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
  private:
   friend class Record;
+  friend class LinkThread;
   class Work;
+  struct Part;
+  struct CopyOut;
+  struct CopyIn;
+  struct Sink;
   enum class Urgency { kPrefetch, kDemand };
 
   explicit StoreCore(Options options);
 
   // leaving.cpp: from resident memory down. May wait; REQUIRES: the lock is not held.
-  void settle(Pass* pass);
-  Bytes dirty_limit_locked(const Pass* pass) const noexcept;
-  void look_again_locked(int64_t at_most);
-  void begin_leaving_locked(Pass* pass, Work& work);
-  void drop_clean_locked(Work& work);
+  void settle(Pass* pass, DeviceTier& tier);
+  Bytes dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept;
+  void look_again_locked(DeviceTier& tier, int64_t at_most);
+  void begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work);
+  void drop_clean_locked(DeviceTier& tier, Bytes target, Work& work);
   void drop_locked(Resident& resident, Work& work);
-  bool may_leave_locked() noexcept;
+  void drop_record_locked(Record& record, Work& work);
+  bool may_spill_locked() noexcept;
+  bool may_leave_locked(const DeviceTier& tier) noexcept;
   void note_full_locked();
-  std::string why_nothing_leaves_locked() const;
+  std::string why_nothing_leaves_locked(const DeviceTier& tier) const;
   void write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage,
              const std::shared_ptr<ReturnedMemory>& memory);
   void write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage);
   void write_failed_locked(Record& record, const Failure& failure);
+  void note_write_error_locked(const Failure& failure);
+
+  // device_leaving.cpp: from an accelerator's memory into host memory, and on to disk.
+  bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);
+  bool copies_pass_locked() noexcept;
+  void note_enqueued_locked(DeviceTier& tier);
+  void copy_out(const std::vector<CopyOut>& orders);
+  void copy_out_done(Passage& passage, const Status& status);
+  void copy_out_failed_locked(Record& record, const Failure& failure);
+  void part_locked(Record& record, const Resident& resident, Work& work);
+  void part(const Part& order);
+  void sink_ahead();
+  void sink_locked(Bytes wanted, Work& work);
+  void sink(const Sink& order);
+  void sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory);
+  void hold_host_locked(Record& record, std::shared_ptr<HostCopy> memory);
+  std::shared_ptr<HostCopy> let_go_host_locked(Record& record) noexcept;
+  void settle_passage_locked(Passage& passage, Record* record, Work& work);
+  void forget_copies_locked(Record& record, Work& work);
+
+  // device_returning.cpp: from host memory or disk into an accelerator's.
+  Unpacked unpack_from_device(Record& record, StreamId stream);
+  bool take(std::unique_lock<std::mutex>& lock, Record& record, StreamId stream);
+  void forsake_copy_in_locked(Record& record, Work& work);
+  void begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work);
+  void copy_in(const CopyIn& order);
+  void copy_in_refused(Record& record, const Failure& failure);
+  void return_refused_locked(Record& record, const Failure& failure, Work& work);
+  void copy_in_done(Passage& passage, const Status& status);
+  void lift(const std::shared_ptr<Record>& record, Urgency urgency);
+  void lift_done(uint64_t record_id, const Status& status, std::shared_ptr<HostCopy> memory);
+  void back_to_lower_locked(Record& record, Work& work);
+  void lift_for_close_locked(Record& record, Work& work);
 
   // returning.cpp: from below into resident memory.
-  void begin_return_locked(Record& record, Urgency urgency, Work& work);
-  void prefetch_locked(Pass& pass, Work& work);
+  void begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work);
+  void prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work);
+  [[noreturn]] static void throw_lost(const Failure& why);
   void read(const std::shared_ptr<Record>& record, Urgency urgency);
   void read_done(uint64_t record_id, const Status& status);
   void check_fingerprint(const Record& record, const std::byte* data) const;
@@ -143,11 +199,14 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// The record whose transfer has ended; null if it died meanwhile.
   Record* arrived_locked(uint64_t record_id) noexcept;
 
+  DeviceTier& tier_of(const View& view);
+  std::vector<DeviceTier*> all_tiers();
+  void open_host_tier_locked(const std::shared_ptr<Device>& device);
   void forget(Record& record) noexcept;
   void detach_locked(Record& record, Work& work);
-  void place_locked(Resident& resident) noexcept;
+  void place_locked(Resident& resident, bool to_front = false) noexcept;
   static DeviceTier::Place place_by_states(const Resident& resident) noexcept;
-  Resident* pick_victim_locked() noexcept;
+  Resident* pick_victim_locked(DeviceTier& tier) noexcept;
   void end_pass_locked(Pass& pass) noexcept;
   void warn_once_locked(const std::string& key, std::string text);
   void deliver_warnings();
@@ -157,14 +216,18 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Bytes min_bytes_;
   Bytes staging_budget_;
   std::unique_ptr<PinnedPool> pool_;
-  std::unique_ptr<SpillTier> spill_;  // null without a folder
+  std::unique_ptr<SpillTier> spill_;       // null without a folder
+  Bytes host_budget_;                      // of the host tier: what accelerators' records lie in
+  std::unique_ptr<PinnedPool> host_pool_;  // null without an accelerator
+  std::shared_ptr<LinkThread> link_thread_;
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
   std::atomic<int64_t> handed_over_{0};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // some transfer has ended
-  DeviceTier host_;                  // CPU tensors: the host device is the only one yet that the hooks hand over
+  std::deque<DeviceTier> tiers_;     // a device each, the host device first; grows only
+  DeviceTier& host_;                 // of CPU tensors
   std::unordered_map<const void*, Resident*> by_storage_;
   IntrusiveList<Record> live_;
   // Records with a transfer under way, for its completion: an owning reference there could make an I/O thread the one
@@ -187,8 +250,14 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Stats stats_;  // the counters; tiers and links are read when asked
   std::map<const char*, Count> passed_through_;
   PassStats last_pass_;
-  Bytes expected_pass_;  // what the last pass that had a backward saved
-  Bytes largest_pass_;
+
+  // The host tier.
+  IntrusiveList<LowerCopy> host_copies_;  // in order of leaving
+  Bytes host_bytes_;                      // in them
+  Bytes sinking_;                         // of those that a disk reads
+  int64_t lifting_ = 0;                   // reads into the host tier under way
+  bool host_full_ = false;                // until a host copy goes
+  Bytes host_wanted_;                     // by what it refused last
 };
 
 }  // namespace ebbtide

@@ -9,6 +9,27 @@
 
 namespace ebbtide {
 
+/// Device memory that may go once `stream`, where it is given back, comes after its copy.
+struct StoreCore::Part {
+  DeviceLink& link;
+  StreamId stream;
+  CopyJobPtr job;
+  std::shared_ptr<Passage> passage;
+  std::shared_ptr<DeviceStorage> storage;
+};
+struct StoreCore::CopyOut {
+  std::shared_ptr<Record> record;
+  std::shared_ptr<DeviceStorage> storage;
+};
+struct StoreCore::CopyIn {
+  std::shared_ptr<Record> record;
+  StreamId stream;
+};
+struct StoreCore::Sink {
+  std::shared_ptr<Record> record;
+  std::shared_ptr<HostCopy> memory;
+};
+
 /// Declare it before the lock: what it drops must go after the lock is released.
 class StoreCore::Work {
  public:
@@ -18,7 +39,8 @@ class StoreCore::Work {
 
   bool empty() const noexcept {
     return writes.empty() && reads.empty() && cancelled.empty() && demanded.empty() && dropped.empty() &&
-           exhumed.empty();
+           exhumed.empty() && parted.empty() && copies_out.empty() && copies_in.empty() && sinks.empty() &&
+           lifts.empty() && cancelled_copies.empty();
   }
   /// REQUIRES: the core's lock is not held. May be called once.
   void run();
@@ -32,6 +54,18 @@ class StoreCore::Work {
     std::shared_ptr<Record> record;
     Urgency urgency;
   };
+
+  struct CancelledCopy {
+    CopyLane& lane;
+    CopyJobPtr job;
+  };
+
+  std::vector<Part> parted;
+  std::vector<CopyOut> copies_out;
+  std::vector<CopyIn> copies_in;
+  std::vector<Sink> sinks;
+  std::vector<Read> lifts;
+  std::vector<CancelledCopy> cancelled_copies;
 
   std::vector<std::shared_ptr<Resident>> dropped;
   std::vector<std::shared_ptr<DeviceStorage>> exhumed;

@@ -126,6 +126,7 @@ void CopyLane::poll(Lock& lock) {
       job->failure_ = passed.failure();  // the device is lost: it touches memory no more, nor takes the job's next copy
     }
     count_in_flight_locked(-batch.bytes.count());
+    stats_.busy_s += std::chrono::duration<double>(now - std::max(batch.begin, last_end_)).count();
     last_end_ = now;
     end_if_over_locked(job);
   }

@@ -52,9 +52,10 @@ struct CopyLaneOptions {
 };
 
 struct CopyLaneStats {
-  Bytes queued;     ///< submitted, not enqueued
-  Bytes in_flight;  ///< enqueued, not seen to have passed
-  Bytes copied;     ///< passed, over the lane's life
+  Bytes queued;       ///< submitted, not enqueued
+  Bytes in_flight;    ///< enqueued, not seen to have passed
+  Bytes copied;       ///< passed, over the lane's life
+  double busy_s = 0;  ///< with copies in flight, as far as polling shows it
   int64_t jobs = 0;
   int64_t demands = 0;  ///< jobs that were not wholly enqueued when someone needed them
   int64_t cancelled = 0;

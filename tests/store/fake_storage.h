@@ -1,9 +1,9 @@
 // A framework's storage, without the framework.
 #pragma once
 
-#include <ebbtide/store/device_storage.h>
 #include <ebbtide/store/returned_memory.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/device_storage.h>
 
 #include <cstdlib>
 #include <cstring>

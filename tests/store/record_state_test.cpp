@@ -23,9 +23,9 @@ bool has_lower_copy(RecordState state) {
 TEST(RecordState, EveryPairIsAsTheRulesSay) {
   using enum RecordState;
   const std::set<std::pair<RecordState, RecordState>> allowed = {
-      {kResident, kLeaving}, {kLeaving, kResident}, {kLeaving, kClean},  {kClean, kLower},   {kLower, kReturning},
-      {kReturning, kClean},  {kReturning, kLower},  {kReturning, kLost}, {kResident, kDead}, {kLeaving, kDead},
-      {kClean, kDead},       {kLower, kDead},       {kReturning, kDead}, {kLost, kDead}};
+      {kResident, kLeaving}, {kLeaving, kResident}, {kLeaving, kClean},   {kClean, kResident}, {kClean, kLower},
+      {kLower, kReturning},  {kReturning, kClean},  {kReturning, kLower}, {kReturning, kLost}, {kResident, kDead},
+      {kLeaving, kDead},     {kClean, kDead},       {kLower, kDead},      {kReturning, kDead}, {kLost, kDead}};
   for (RecordState from : kAll)
     for (RecordState to : kAll)
       EXPECT_EQ(may_become(from, to), allowed.contains({from, to})) << to_string(from) << " -> " << to_string(to);

@@ -1,0 +1,308 @@
+// How an accelerator's saved tensors leave: a copy into host memory that no caller waits for, and from there to disk.
+#include <ebbtide/store/store_core.h>
+#include <ebbtide/store/work.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace ebbtide {
+
+/// The budget needs memory whose copies are queued behind the lane's cap: enqueues the oldest. Returns whether that
+/// changed anything. REQUIRES: `lock` is held; let go of and taken again.
+bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
+  std::vector<CopyJobPtr> jobs;
+  const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
+  Bytes missing = tier.held() - tier.budget;
+  for (const Resident* resident = leaving.front(); resident != nullptr && missing > Bytes(0);
+       resident = leaving.next(*resident)) {
+    missing -= resident->bytes;
+    for (const Record* record : resident->records)
+      if (record->state_ == RecordState::kLeaving && record->lower_.out) jobs.push_back(record->lower_.out);
+  }
+  lock.unlock();
+  bool changed = false;
+  for (const CopyJobPtr& job : jobs) {
+    const Result<EventPtr> enqueued = tier.link->out.demand(job);
+    changed |= enqueued.ok() || enqueued.failure().code != FailureCode::kOverCapacity;
+  }
+  lock.lock();
+  return changed;
+}
+
+/// Some host memory will hold what a disk may take, as soon as streams get there.
+bool StoreCore::copies_pass_locked() noexcept {
+  if (!may_spill_locked()) return false;
+  for (const LowerCopy* copy = host_copies_.front(); copy != nullptr; copy = host_copies_.next(*copy))
+    if (!copy->passed_out()) return true;
+  return false;
+}
+
+void StoreCore::note_enqueued_locked(DeviceTier& tier) {
+  const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
+  Resident* next = nullptr;
+  for (Resident* resident = leaving.front(); resident != nullptr; resident = next) {
+    next = leaving.next(*resident);
+    for (Record* record : resident->records) {
+      if (record->state_ != RecordState::kLeaving || !record->lower_.out) continue;
+      const CopyState state = record->lower_.out->state();
+      if (state == CopyState::kEnqueued || state == CopyState::kPassed) record->become(RecordState::kClean);
+    }
+    place_locked(*resident);
+  }
+}
+
+void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
+  for (size_t i = 0; i < orders.size(); ++i) {
+    const std::shared_ptr<Record>& record = orders[i].record;
+    DeviceLink& link = *record->tier_->link;
+    const std::byte* first = nullptr;
+    Bytes bytes;
+    EventPtr after;
+    StreamId stream{};
+    {
+      std::lock_guard lock(mutex_);
+      if (record->state_ != RecordState::kLeaving) continue;
+      const Resident& resident = *record->resident_;
+      first = resident.data() + (record->begin_ - resident.origin).count();
+      bytes = record->bytes();
+      after = record->packed_;
+      stream = resident.stream;
+    }
+    auto memory = HostCopy::make(*host_pool_, bytes, /*or_heap=*/false);
+    if (!memory) {
+      // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
+      const bool never = bytes > host_budget_ || host_pool_->stats().live_bytes == Bytes(0);
+      std::lock_guard lock(mutex_);
+      for (size_t refused = orders.size(); refused-- > i;) {  // backwards: the oldest ends up in front again
+        Record& stays = *orders[refused].record;
+        if (stays.state_ != RecordState::kLeaving) continue;
+        stays.become(RecordState::kResident);
+        place_locked(*stays.resident_, /*to_front=*/true);
+      }
+      record->stays_ = never;
+      host_full_ = !never;
+      host_wanted_ = bytes;
+      return;
+    }
+    if (!after) {
+      Result<EventPtr> now = link.device->record(stream);
+      if (!now.ok()) {
+        std::lock_guard lock(mutex_);
+        copy_out_failed_locked(*record, now.failure());
+        continue;
+      }
+      after = std::move(now).value();
+    }
+    auto passage = std::make_shared<Passage>(Passage{record.get(), memory, orders[i].storage});
+    {
+      std::lock_guard lock(mutex_);
+      record->layout_.modulus = kDeviceAlignment;
+      record->layout_.remainder = reinterpret_cast<uintptr_t>(first) % kDeviceAlignment;
+      record->lower_.leaving = passage;
+      record->lower_.out = nullptr;
+      hold_host_locked(*record, memory);
+    }
+    CopyRequest request{.after = std::move(after), .keepalive = passage};
+    int64_t left = bytes.count();
+    for (const IoPiece& piece : memory->pieces()) {
+      const size_t part = std::min(piece.bytes, static_cast<size_t>(left));
+      request.chunks.push_back({piece.data, first, part});
+      first += part;
+      left -= static_cast<int64_t>(part);
+    }
+    memory = nullptr;
+    request.done = [weak_core = weak_from_this(), raw = passage.get()](const Status& status) {
+      if (auto core = weak_core.lock()) core->copy_out_done(*raw, status);
+    };
+    CopyJobPtr job = link.out.submit(std::move(request));
+    std::lock_guard lock(mutex_);
+    if (passage->record != nullptr) record->lower_.out = std::move(job);
+  }
+  if (link_thread_) link_thread_->kick();
+}
+
+void StoreCore::copy_out_done(Passage& passage, const Status& status) {
+  {
+    Work work(*this);
+    std::lock_guard lock(mutex_);
+    Record* record = std::exchange(passage.record, nullptr);
+    settle_passage_locked(passage, record, work);
+    passage.memory = nullptr;
+    if (record == nullptr) {
+      host_full_ = false;
+    } else {
+      record->lower_.leaving = nullptr;
+      if (status.ok()) {
+        record->tier_->copy_errors = 0;
+        if (record->state_ == RecordState::kLeaving) {
+          record->become(RecordState::kClean);
+          place_locked(*record->resident_);
+        }
+      } else {
+        (void)let_go_host_locked(*record);
+        if (record->state_ == RecordState::kLower) record->become(RecordState::kReturning);
+        if (record->state_ == RecordState::kReturning) {  // it was the only copy: the device is lost
+          record->lost_ = status.failure();
+          record->become(RecordState::kLost);
+          if (record->resident_ && record->resident_->storage) buried_.push_back(record->resident_->storage);
+          detach_locked(*record, work);
+        } else {
+          copy_out_failed_locked(*record, status.failure());
+        }
+      }
+    }
+  }
+  changed_.notify_all();
+}
+
+void StoreCore::copy_out_failed_locked(Record& record, const Failure& failure) {
+  record.become(RecordState::kResident);
+  place_locked(*record.resident_);
+  ++record.tier_->copy_errors;
+  last_write_error_ = failure.message;
+  warn_once_locked("copy out", "a saved tensor could not be copied off its device and stays there: " + failure.message);
+}
+
+/// The record's device memory is about to be let go of: out of the passages too, so that it really goes.
+void StoreCore::part_locked(Record& record, const Resident& resident, Work& work) {
+  LowerCopy& lower = record.lower_;
+  if (lower.leaving) {
+    auto storage = std::exchange(lower.leaving->storage, nullptr);
+    if (lower.out && !lower.out->finished())
+      work.parted.push_back({*record.tier_->link, resident.stream, lower.out, lower.leaving, std::move(storage)});
+    else
+      work.exhumed.push_back(std::move(storage));
+  }
+  if (lower.returning) {  // unpacked on resident.stream, which came after the copy then
+    work.exhumed.push_back(std::exchange(lower.returning->storage, nullptr));
+    lower.returning->record = nullptr;
+    lower.returning = nullptr;
+    lower.in = nullptr;
+  }
+}
+
+/// Whoever gets the memory next works on the same stream: with this wait, after the copy.
+void StoreCore::part(const Part& order) {
+  if (order.link.device->wait(order.stream, order.job->event()).ok()) return;
+  std::lock_guard lock(mutex_);
+  if (!order.job->finished()) order.passage->storage = order.storage;  // parked until the copy has passed
+}
+
+/// Keeps a quarter of the host tier free, so that what leaves finds room at once.
+void StoreCore::sink_ahead() {
+  Work work(*this);
+  {
+    std::lock_guard lock(mutex_);
+    Bytes wanted = host_bytes_ - (host_budget_ - host_budget_ / 4);
+    if (host_full_) wanted = std::max(wanted, host_wanted_);
+    sink_locked(wanted, work);
+  }
+  work.run();
+}
+
+/// Lets the oldest host copies go to disk until as much as `wanted` is on its way.
+void StoreCore::sink_locked(Bytes wanted, Work& work) {
+  if (!may_spill_locked()) return;
+  for (LowerCopy* copy = host_copies_.front(); copy != nullptr && sinking_ < wanted; copy = host_copies_.next(*copy)) {
+    if (copy->sinking || !copy->passed_out()) continue;
+    Record& record = *copy->record;
+    if (record.item_ || (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower)) continue;
+    auto alive = record.weak_from_this().lock();
+    if (!alive) continue;
+    copy->sinking = true;
+    sinking_ += copy->memory->bytes();
+    work.sinks.push_back({std::move(alive), copy->memory});
+  }
+}
+
+void StoreCore::sink(const Sink& order) {
+  Record& record = *order.record;
+  {
+    std::lock_guard lock(mutex_);
+    under_way_.emplace(record.id_, &record);
+  }
+  auto submitted = spill_->write(
+      record.id_, order.memory->pieces(),
+      [weak_core = weak_from_this(), id = record.id_, memory = order.memory](Result<SpilledItem> item) mutable {
+        if (auto core = weak_core.lock()) core->sink_done(id, std::move(item), std::move(memory));
+      });
+  {
+    std::lock_guard lock(mutex_);
+    if (!record.lower_.sinking) return;  // done already
+    if (submitted.ok()) {
+      record.transfer_ = submitted.value();
+      return;
+    }
+  }
+  sink_done(record.id_, submitted.failure(), order.memory);
+}
+
+void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory) {
+  {
+    std::lock_guard lock(mutex_);
+    if (Record* record = arrived_locked(record_id)) {
+      record->lower_.sinking = false;
+      sinking_ -= memory->bytes();
+      if (item.ok()) {
+        write_errors_ = 0;
+        record->item_ = std::move(item).value();
+        record->spilled_ = true;
+        const bool wanted_again = record->state_ == RecordState::kReturning && !record->lower_.returning;
+        if (!wanted_again) (void)let_go_host_locked(*record);
+      } else if (item.failure().code != FailureCode::kCancelled) {
+        note_write_error_locked(item.failure());
+      }
+    }
+    memory = nullptr;
+    host_full_ = false;
+  }
+  changed_.notify_all();
+}
+
+void StoreCore::hold_host_locked(Record& record, std::shared_ptr<HostCopy> memory) {
+  record.lower_.memory = std::move(memory);
+  host_bytes_ += record.lower_.memory->bytes();
+  host_copies_.push_back(record.lower_);
+}
+
+/// What is returned may be dropped under the lock: it is the pool's, not the framework's.
+std::shared_ptr<HostCopy> StoreCore::let_go_host_locked(Record& record) noexcept {
+  if (!record.lower_.memory) return nullptr;
+  host_bytes_ -= record.lower_.memory->bytes();
+  host_copies_.remove(record.lower_);
+  host_full_ = false;
+  return std::exchange(record.lower_.memory, nullptr);
+}
+
+/// A job has ended: its reference to device memory goes; if it is the last and may run the framework's code, on a
+/// caller's thread.
+void StoreCore::settle_passage_locked(Passage& passage, Record* record, Work& work) {
+  if (!passage.storage) return;
+  const bool shared = record != nullptr && record->resident_ && record->resident_->storage == passage.storage;
+  if (!shared) (passage.storage->plain() ? work.exhumed : buried_).push_back(std::move(passage.storage));
+  passage.storage = nullptr;
+}
+
+/// The record dies. Copies of it that are enqueued run on; what they touch is parked in their passages until then,
+/// since no stream of the user's may be touched here.
+void StoreCore::forget_copies_locked(Record& record, Work& work) {
+  LowerCopy& lower = record.lower_;
+  DeviceLink& link = *record.tier_->link;
+  if (lower.leaving) {
+    lower.leaving->record = nullptr;
+    if (lower.out) work.cancelled_copies.push_back({link.out, lower.out});
+  }
+  if (lower.returning) {
+    lower.returning->record = nullptr;
+    if (record.state_ == RecordState::kReturning) {
+      if (lower.in) work.cancelled_copies.push_back({link.in, lower.in});
+    } else {
+      work.exhumed.push_back(std::exchange(lower.returning->storage, nullptr));  // as in part_locked
+    }
+  }
+  if (lower.sinking) sinking_ -= lower.memory->bytes();
+  if (lower.lifting) --lifting_;
+  (void)let_go_host_locked(record);
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,331 @@
+// How an accelerator's saved tensors come back: from disk into host memory by a store's thread, and from there by a
+// copy that the compute stream, and no caller, waits for.
+#include <ebbtide/store/store_core.h>
+#include <ebbtide/store/work.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+#include <utility>
+
+namespace ebbtide {
+
+StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId stream) {
+  DeviceTier& tier = *record.tier_;
+  bool squeezed = false;
+  for (;;) {
+    pump();
+    Work work(*this);
+    std::unique_lock lock(mutex_);
+    work.exhumed.swap(buried_);
+    switch (record.state_) {
+      case RecordState::kResident:
+      case RecordState::kLeaving:
+      case RecordState::kClean: {
+        Resident& resident = *record.resident_;
+        // What came back is given back on the stream that it was allocated for; work of another must not outlive it.
+        if (resident.returned && resident.stream != stream && record.state_ == RecordState::kClean) {
+          drop_record_locked(record, work);
+          break;
+        }
+        record.unpacked_ = true;
+        record.demanded_ = false;
+        if (resident.identity == nullptr) {
+          resident.identity = resident.storage->identity();
+          by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
+        }
+        Unpacked unpacked{resident.storage, nullptr, resident.origin};
+        prefetch_locked(*record.pass_, tier, stream, work);
+        begin_copies_in_locked(tier, stream, work);
+        tier.note_peak();
+        lock.unlock();
+        work.run();
+        return unpacked;
+      }
+      case RecordState::kLower:
+        look_again_locked(tier, 8);
+        if (record.lost_) {
+          const Failure why = *std::exchange(record.lost_, std::nullopt);
+          if (why.code != FailureCode::kOverCapacity || squeezed) {
+            lock.unlock();
+            throw_lost(why);
+          }
+          squeezed = true;  // once more, with all that can be fetched again out of the way
+          drop_clean_locked(tier, Bytes(0), work);
+        } else {
+          drop_clean_locked(tier, tier.budget, work);
+        }
+        begin_return_locked(record, stream, Urgency::kDemand, work);
+        break;
+      case RecordState::kReturning:
+        record.demanded_ = true;
+        if (record.lower_.in) {
+          if (record.resident_->stream != stream) {
+            forsake_copy_in_locked(record, work);
+            break;
+          }
+          if (!take(lock, record, stream)) std::this_thread::yield();  // the device has no event to give: ask again
+          continue;
+        }
+        begin_copies_in_locked(tier, stream, work);
+        if (record.transfer_) work.demanded.push_back(*record.transfer_);
+        lock.unlock();
+        work.run();
+        lock.lock();
+        // For the disk, or for another thread that is just submitting the copy; not for the copy.
+        wait(lock, record.pass_.get(), [&] {
+          const LowerCopy& lower = record.lower_;
+          return record.state_ != RecordState::kReturning || lower.in || (lower.memory && !lower.copying_in);
+        });
+        continue;
+      case RecordState::kLost: {
+        const Failure why = *record.lost_;
+        lock.unlock();
+        throw_lost(why);
+      }
+      case RecordState::kDead:
+        std::abort();  // a hook that outlived its own record
+    }
+    lock.unlock();
+    work.run();
+  }
+}
+
+/// Makes `stream` wait for the record's copy in. False where the device could not do it now. REQUIRES: `lock` is held;
+/// it is let go of.
+bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamId stream) {
+  DeviceLink& link = *record.tier_->link;
+  const CopyJobPtr job = record.lower_.in;
+  lock.unlock();
+  const Result<EventPtr> here = link.in.demand(job);
+  if (!here.ok()) return false;  // lost or superseded: the record's state will say
+  const Status waiting = link.device->wait(stream, here.value());
+  if (!waiting.ok()) {
+    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(waiting.failure());
+    return false;
+  }
+  lock.lock();
+  if (record.state_ == RecordState::kReturning && record.lower_.in == job) {
+    record.become(RecordState::kClean);
+    place_locked(*record.resident_);
+  }
+  lock.unlock();
+  return true;
+}
+
+/// What was fetched ahead for one stream is wanted on another. The memory stays parked until its copy has passed.
+void StoreCore::forsake_copy_in_locked(Record& record, Work& work) {
+  LowerCopy& lower = record.lower_;
+  lower.returning->record = nullptr;
+  work.cancelled_copies.push_back({record.tier_->link->in, std::exchange(lower.in, nullptr)});
+  lower.returning = nullptr;
+  back_to_lower_locked(record, work);
+}
+
+void StoreCore::back_to_lower_locked(Record& record, Work& work) {
+  record.become(RecordState::kLower);
+  detach_locked(record, work);
+}
+
+/// For all that has come up from disk since: here is a caller, and so a stream to allocate on.
+void StoreCore::begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work) {
+  const auto& returning = tier.list(DeviceTier::Place::kReturning);
+  for (Resident* resident = returning.front(); resident != nullptr; resident = returning.next(*resident)) {
+    Record& record = *resident->records.front();
+    if (!record.lower_.memory || record.lower_.copying_in || record.lower_.returning) continue;
+    auto alive = record.weak_from_this().lock();
+    if (!alive) continue;
+    record.lower_.copying_in = true;
+    work.copies_in.push_back({std::move(alive), stream});
+  }
+}
+
+void StoreCore::copy_in(const CopyIn& order) {
+  Record& record = *order.record;
+  DeviceLink& link = *record.tier_->link;
+  std::shared_ptr<HostCopy> memory;
+  CopyJobPtr out;
+  Bytes whole, before;
+  {
+    std::lock_guard lock(mutex_);
+    record.lower_.copying_in = record.state_ == RecordState::kReturning;
+    if (!record.lower_.copying_in) return;  // lost meanwhile
+    memory = record.lower_.memory;
+    if (record.lower_.leaving) out = record.lower_.out;
+    whole = record.resident_->bytes;
+    before = record.begin_ - record.resident_->origin;
+  }
+  Result<std::shared_ptr<DeviceStorage>> allocated = link.allocator->allocate(whole, order.stream);
+  if (!allocated.ok()) return copy_in_refused(record, allocated.failure());
+  const std::shared_ptr<DeviceStorage> storage = std::move(allocated).value();
+  Result<EventPtr> after = link.device->record(order.stream);  // what its memory was used for before has run by then
+  if (!after.ok()) return copy_in_refused(record, after.failure());
+  if (out && !out->finished()) {  // the host memory is still being filled
+    if (Status filled = link.device->wait(link.in.stream(), out->event()); !filled.ok())
+      return copy_in_refused(record, filled.failure());
+  }
+  auto passage = std::make_shared<Passage>(Passage{&record, memory, storage});
+  {
+    std::lock_guard lock(mutex_);
+    record.lower_.copying_in = record.state_ == RecordState::kReturning;
+    if (!record.lower_.copying_in) return;
+    record.resident_->storage = storage;
+    record.resident_->stream = order.stream;
+    record.lower_.returning = passage;
+    if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed
+  }
+  CopyRequest request{.after = std::move(after).value(), .keepalive = passage};
+  std::byte* to = storage->data() + before.count();
+  int64_t left = (whole - before).count();
+  for (const IoPiece& piece : memory->pieces()) {
+    const size_t part = std::min(piece.bytes, static_cast<size_t>(left));
+    request.chunks.push_back({to, piece.data, part});
+    to += part;
+    left -= static_cast<int64_t>(part);
+  }
+  memory = nullptr;
+  request.done = [weak_core = weak_from_this(), raw = passage.get()](const Status& status) {
+    if (auto core = weak_core.lock()) core->copy_in_done(*raw, status);
+  };
+  CopyJobPtr job = link.in.submit(std::move(request));
+  {
+    std::lock_guard lock(mutex_);
+    record.lower_.copying_in = false;
+    if (passage->record != nullptr) record.lower_.in = std::move(job);
+  }
+  changed_.notify_all();
+  if (link_thread_) link_thread_->kick();
+}
+
+void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
+  {
+    Work work(*this);
+    std::lock_guard lock(mutex_);
+    record.lower_.copying_in = false;
+    if (record.state_ == RecordState::kReturning) return_refused_locked(record, failure, work);
+  }
+  changed_.notify_all();
+}
+
+/// The device had no room or no event now: whoever waits tries again or throws, a prefetch is put off.
+void StoreCore::return_refused_locked(Record& record, const Failure& failure, Work& work) {
+  if (record.demanded_) {
+    record.lost_ = failure;
+  } else {
+    size_t& next = Pass::of(record.pass_->next_, record.tier_->index);
+    next = std::max<size_t>(next, record.slot_ + size_t{1});
+  }
+  back_to_lower_locked(record, work);
+}
+
+void StoreCore::copy_in_done(Passage& passage, const Status& status) {
+  {
+    Work work(*this);
+    std::lock_guard lock(mutex_);
+    Record* record = std::exchange(passage.record, nullptr);
+    settle_passage_locked(passage, record, work);
+    passage.memory = nullptr;
+    host_full_ = false;
+    if (record != nullptr) {
+      record->lower_.returning = nullptr;
+      record->lower_.in = nullptr;
+      if (record->state_ == RecordState::kReturning && status.ok()) {
+        record->become(RecordState::kClean);
+        place_locked(*record->resident_);
+      } else if (record->state_ == RecordState::kReturning) {
+        buried_.push_back(record->resident_->storage);
+        if (status.failure().code == FailureCode::kOverCapacity) {
+          return_refused_locked(*record, status.failure(), work);
+        } else {
+          record->lost_ = status.failure();
+          record->become(RecordState::kLost);
+          detach_locked(*record, work);
+        }
+      }
+    }
+  }
+  changed_.notify_all();
+}
+
+void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
+  auto memory = HostCopy::make(*host_pool_, record->bytes(), urgency == Urgency::kDemand);
+  if (!memory) {
+    {
+      Work work(*this);
+      std::lock_guard lock(mutex_);
+      record->lower_.lifting = false;
+      --lifting_;
+      if (urgency == Urgency::kDemand) {
+        record->lost_ = Failure{FailureCode::kOverCapacity, ENOMEM,
+                                "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
+                                    " that comes back: lower host_budget"};
+      } else {
+        host_full_ = true;
+        host_wanted_ = record->bytes();
+        size_t& next = Pass::of(record->pass_->next_, record->tier_->index);
+        next = std::max<size_t>(next, record->slot_ + size_t{1});
+      }
+      if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);
+    }
+    changed_.notify_all();
+    return;
+  }
+  {
+    std::lock_guard lock(mutex_);
+    under_way_.emplace(record->id_, record.get());
+    if (record->demanded_) urgency = Urgency::kDemand;
+  }
+  const auto priority = urgency == Urgency::kDemand ? SpillTier::Priority::kDemand : SpillTier::Priority::kPrefetch;
+  const std::vector<IoPiece> pieces = memory->pieces();
+  const auto id = spill_->read(record->item_, pieces, priority,
+                               [weak_core = weak_from_this(), record_id = record->id_,
+                                memory = std::move(memory)](const Status& status) mutable {
+                                 if (auto core = weak_core.lock())
+                                   core->lift_done(record_id, status, std::move(memory));
+                               });
+  bool raise = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (!record->lower_.lifting) return;  // done already
+    record->transfer_ = id;
+    raise = record->demanded_ && urgency == Urgency::kPrefetch;
+  }
+  if (raise) spill_->raise_priority(id);
+}
+
+void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_ptr<HostCopy> memory) {
+  {
+    Work work(*this);
+    std::lock_guard lock(mutex_);
+    if (Record* record = arrived_locked(record_id)) {
+      record->lower_.lifting = false;
+      --lifting_;
+      if (status.ok()) {
+        hold_host_locked(*record, std::move(memory));
+      } else {
+        record->lost_ = status.failure();
+        if (record->state_ == RecordState::kReturning) {
+          record->become(RecordState::kLost);
+          detach_locked(*record, work);
+        }
+      }
+    }
+    if (memory) {
+      memory = nullptr;
+      host_full_ = false;
+    }
+  }
+  changed_.notify_all();
+}
+
+/// close(): host memory is home enough, since copies from there need no disk and no caller's stream yet.
+void StoreCore::lift_for_close_locked(Record& record, Work& work) {
+  if (record.lower_.memory || record.lower_.lifting || record.lost_) return;
+  if (auto alive = record.weak_from_this().lock()) {
+    record.lower_.lifting = true;
+    ++lifting_;
+    work.lifts.push_back({std::move(alive), Urgency::kDemand});
+  }
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,25 @@
+#include <ebbtide/store/host_copy.h>
+
+#include <cstdlib>
+
+namespace ebbtide {
+
+std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, bool or_heap) {
+  constexpr int64_t kPage = 4096;
+  const Bytes whole((bytes.count() + kPage - 1) / kPage * kPage);
+  const auto whole_size = static_cast<size_t>(whole.count());
+  std::shared_ptr<HostCopy> copy(new HostCopy);
+  copy->bytes_ = bytes;
+  if (auto block = pool.acquire({.bytes = whole}); block.ok()) {
+    copy->block_ = std::move(block).value();
+    for (const Chunk& chunk : copy->block_.chunks()) copy->pieces_.push_back({chunk.data, chunk.bytes});
+    return copy;
+  }
+  if (!or_heap) return nullptr;
+  copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, whole_size)), std::free};
+  if (!copy->heap_) return nullptr;
+  copy->pieces_.push_back({copy->heap_.get(), whole_size});
+  return copy;
+}
+
+}  // namespace ebbtide

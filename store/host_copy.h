@@ -1,0 +1,33 @@
+// Host memory in which one record's bytes lie while they are off their device.
+#pragma once
+
+#include <ebbtide/nvme/spill_tier.h>
+#include <ebbtide/pinned_pool/pool.h>
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+namespace ebbtide {
+
+/// Lifetime: shared by the record and by every transfer that touches it; the memory is reused as soon as the last lets
+/// go. Destroyed on any thread, never waits.
+class HostCopy {
+ public:
+  /// From the pool; where it has no room and `or_heap`, pageable memory of the system's; else null.
+  static std::shared_ptr<HostCopy> make(PinnedPool& pool, Bytes bytes, bool or_heap);
+
+  Bytes bytes() const noexcept { return bytes_; }
+  /// All of it, in whole pages: what direct I/O wants. The end of the last page means nothing.
+  const std::vector<IoPiece>& pieces() const noexcept { return pieces_; }
+
+ private:
+  HostCopy() = default;
+
+  Block block_;
+  std::unique_ptr<std::byte, void (*)(void*)> heap_{nullptr, nullptr};
+  std::vector<IoPiece> pieces_;
+  Bytes bytes_;
+};
+
+}  // namespace ebbtide

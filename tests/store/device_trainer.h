@@ -1,0 +1,206 @@
+// A training loop without a framework: tensors on a pretend accelerator, saved into a store and read again.
+#pragma once
+
+#include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/device_allocator.h>
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/support/chaos_device.h"
+
+namespace ebbtide::test {
+
+/// What a framework calls a storage: memory of the device, freed on its stream with the last reference.
+struct DeviceMemoryImpl {
+  std::shared_ptr<std::byte> memory;
+  size_t bytes = 0;
+  uint32_t version = 0;
+};
+using DeviceTensor = std::shared_ptr<DeviceMemoryImpl>;
+
+class ChaosStorage final : public DeviceStorage {
+ public:
+  explicit ChaosStorage(DeviceTensor tensor) : tensor_(std::move(tensor)) {}
+  std::byte* data() const noexcept override { return tensor_->memory.get(); }
+  Bytes bytes() const noexcept override { return Bytes(static_cast<int64_t>(tensor_->bytes)); }
+  int64_t references() const noexcept override { return tensor_.use_count(); }
+  bool plain() const noexcept override { return true; }
+  const void* identity() const noexcept override { return tensor_.get(); }
+  const DeviceTensor& tensor() const noexcept { return tensor_; }
+
+ private:
+  DeviceTensor tensor_;
+};
+
+class ChaosAllocator final : public DeviceAllocator {
+ public:
+  explicit ChaosAllocator(ChaosDevice& device) : device_(device) {}
+  Result<std::shared_ptr<DeviceStorage>> allocate(Bytes bytes, StreamId stream) override {
+    auto memory = device_.allocate(static_cast<size_t>(bytes.count()), stream, "returned tensor");
+    if (!memory.ok()) return memory.failure();
+    return std::shared_ptr<DeviceStorage>(std::make_shared<ChaosStorage>(std::make_shared<DeviceMemoryImpl>(
+        DeviceMemoryImpl{std::move(memory).value(), static_cast<size_t>(bytes.count()), 0})));
+  }
+
+ private:
+  ChaosDevice& device_;
+};
+
+/// The device with one of the store's orders left out: what the race detector must then see.
+class MutantDevice final : public Device {
+ public:
+  enum class Mutation {
+    kNone,
+    kComputeDoesNotWait,  ///< neither before memory is dropped under its copy, nor before what came back is read
+    kCopyOutDoesNotWait,  ///< for the producer
+    kCopyInDoesNotWait,   ///< for the destination's last owner, or for the copy out that fills the host memory
+    kPassedTooEarly,      ///< memory is reused while a copy still touches it
+  };
+
+  MutantDevice(ChaosDevice& inner, Mutation mutation) : inner_(inner), mutation_(mutation) {}
+
+  bool is_host() const noexcept override { return false; }
+  std::string name() const override { return inner_.name(); }
+  std::string pci_address() const override { return {}; }
+  Result<ebbtide::DeviceMemory> memory() override { return inner_.memory(); }
+  StreamId copy_stream(Direction direction) noexcept override { return inner_.copy_stream(direction); }
+  Result<EventPtr> record(StreamId stream) override { return inner_.record(stream); }
+  Status wait(StreamId stream, const EventPtr& event) override {
+    const bool out = stream == inner_.copy_stream(Direction::kOut);
+    const bool in = stream == inner_.copy_stream(Direction::kIn);
+    if (mutation_ == Mutation::kCopyOutDoesNotWait && out) return success();
+    if (mutation_ == Mutation::kCopyInDoesNotWait && in) return success();
+    if (mutation_ == Mutation::kComputeDoesNotWait && !out && !in) return success();
+    return inner_.wait(stream, event);
+  }
+  Result<bool> passed(const EventPtr& event) override {
+    if (mutation_ == Mutation::kPassedTooEarly) return true;
+    return inner_.passed(event);
+  }
+  Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
+    return inner_.copy(to, from, bytes, direction, stream);
+  }
+  Status synchronize(const EventPtr& event) override { return inner_.synchronize(event); }
+  Status register_host(void* data, size_t bytes) override { return inner_.register_host(data, bytes); }
+  void unregister_host(void* data, size_t bytes) noexcept override { inner_.unregister_host(data, bytes); }
+
+ private:
+  ChaosDevice& inner_;
+  const Mutation mutation_;
+};
+
+/// One device in a store, and what a framework does on it.
+class DeviceTrainer {
+ public:
+  struct Saved {
+    std::shared_ptr<Record> record;
+    uint64_t seed = 0;
+    size_t bytes = 0;
+  };
+
+  static void fill(std::byte* to, uint64_t seed, size_t bytes) {
+    std::mt19937_64 random(seed);
+    for (size_t i = 0; i < bytes; i += 8) {
+      const uint64_t value = random();
+      std::memcpy(to + i, &value, std::min<size_t>(8, bytes - i));
+    }
+  }
+
+  DeviceTrainer(StoreCore& core, ChaosOptions chaos, StoreCore::DeviceOptions how,
+                MutantDevice::Mutation mutation = MutantDevice::Mutation::kNone)
+      : core_(core), device_(std::make_shared<ChaosDevice>(chaos)), compute_(device_->make_stream("compute")) {
+    // The store may hold its device longer than the test does: the pretend one goes with it.
+    auto mutant = new MutantDevice(*device_, mutation);
+    std::shared_ptr<Device> owned(mutant, [device = device_](MutantDevice* it) { delete it; });
+    number_ = core_.add_device(std::move(owned), std::make_shared<ChaosAllocator>(*device_), how);
+  }
+
+  ChaosDevice& device() { return *device_; }
+  StreamId compute() const { return compute_; }
+  int number() const { return number_; }
+
+  DeviceTensor make(uint64_t seed, size_t bytes) {
+    auto memory = device_->allocate(bytes, compute_, "tensor").value();
+    (void)device_->launch(compute_, "produce", {}, {{memory.get(), bytes}},
+                          [to = memory.get(), seed, bytes] { fill(to, seed, bytes); });
+    return std::make_shared<DeviceMemoryImpl>(DeviceMemoryImpl{std::move(memory), bytes, 0});
+  }
+
+  Saved pack(std::shared_ptr<Pass>& pass, const DeviceTensor& tensor, uint64_t seed) {
+    const Bytes size(static_cast<int64_t>(tensor->bytes));
+    const StoreCore::View view{.storage = tensor.get(),
+                               .version_counter = &tensor->version,
+                               .version = tensor->version,
+                               .begin = Bytes(0),
+                               .end = size,
+                               .footprint = size,
+                               .device = number_,
+                               .stream = compute_};
+    return {core_.pack(pass, view, [&] { return std::make_shared<ChaosStorage>(tensor); }).record, seed, tensor->bytes};
+  }
+  Saved save(std::shared_ptr<Pass>& pass, uint64_t seed, size_t bytes) { return pack(pass, make(seed, bytes), seed); }
+
+  /// Unpacks, and reads all of it in a computation on `stream`.
+  std::shared_ptr<DeviceStorage> use(const Saved& saved, StreamId stream) {
+    const StoreCore::Unpacked unpacked = core_.unpack(*saved.record, stream);
+    const std::byte* data = unpacked.storage->data() - unpacked.origin.count();
+    (void)device_->launch(stream, "use", {{data, saved.bytes}}, {},
+                          [data, seed = saved.seed, bytes = saved.bytes, wrong = wrong_] {
+                            std::vector<std::byte> expected(bytes);
+                            fill(expected.data(), seed, bytes);
+                            *wrong += std::memcmp(data, expected.data(), bytes) == 0 ? 0 : 1;
+                          });
+    ++uses_;
+    return unpacked.storage;
+  }
+  std::shared_ptr<DeviceStorage> use(const Saved& saved) { return use(saved, compute_); }
+
+  /// What follows on `later` comes after what is enqueued on `earlier`.
+  void order(StreamId earlier, StreamId later) { (void)device_->wait(later, device_->record(earlier).value()); }
+
+  /// All streams run dry, and the store sees it.
+  void drain() {
+    for (int i = 0; i < 200; ++i) {
+      device_->run_all();
+      core_.pump();
+    }
+    core_.scope_ended(nullptr);
+  }
+
+  int wrong() const { return *wrong_; }
+  int uses() const { return uses_; }
+
+ private:
+  StoreCore& core_;
+  const std::shared_ptr<ChaosDevice> device_;
+  const StreamId compute_;
+  int number_ = 0;
+  int uses_ = 0;
+  const std::shared_ptr<std::atomic<int>> wrong_ = std::make_shared<std::atomic<int>>(0);
+};
+
+class TemporaryFolder {
+ public:
+  explicit TemporaryFolder(const std::string& name)
+      : path_(std::filesystem::temp_directory_path() / (name + std::to_string(::getpid()))) {
+    std::filesystem::create_directories(path_);
+  }
+  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  std::string path() const { return path_.string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace ebbtide::test

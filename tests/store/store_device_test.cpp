@@ -1,0 +1,377 @@
+// The store on a pretend accelerator: what leaves, comes back and dies, and in which order streams are told.
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/store_core.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/store/device_trainer.h"
+
+namespace ebbtide::test {
+namespace {
+
+using testing::Contains;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr size_t kSize = 64 << 10;
+
+class StoreDeviceTest : public testing::Test {
+ protected:
+  Options options(Bytes device_budget, Bytes host_budget = MiB(64), bool spills = true) const {
+    Options options;
+    options.device_budget = device_budget;
+    options.host_budget = host_budget;
+    options.min_bytes = KiB(4);
+    if (spills) options.spill_to = {folder_.path()};
+    return options;
+  }
+  void open(const Options& options, Pace pace = Pace::kLazy,
+            MutantDevice::Mutation mutation = MutantDevice::Mutation::kNone) {
+    core_ = StoreCore::open(options);
+    core_->set_warning_handler([this](const std::string& text) { warnings_.push_back(text); });
+    trainer_ = std::make_unique<DeviceTrainer>(*core_, ChaosOptions{.seed = 7, .pace = pace},
+                                               StoreCore::DeviceOptions{.own_thread = false}, mutation);
+  }
+  void forward(int count) {
+    for (int i = 0; i < count; ++i) saved_.push_back(trainer_->save(pass_, 100 + static_cast<uint64_t>(i), kSize));
+    core_->scope_ended(pass_);
+  }
+  void backward() {
+    const bool began = !saved_.empty() && core_->task_began(*saved_.back().record, 1);
+    while (!saved_.empty()) {
+      (void)trainer_->use(saved_.back());
+      saved_.pop_back();
+    }
+    if (began) core_->task_ended(*pass_, 1);
+    pass_.reset();
+  }
+  void expect_clean() {
+    saved_.clear();
+    pass_.reset();
+    trainer_->drain();
+    EXPECT_EQ(trainer_->wrong(), 0);
+    EXPECT_THAT(trainer_->device().races(), IsEmpty());
+    EXPECT_THAT(trainer_->device().misuse(), IsEmpty());
+    EXPECT_EQ(trainer_->device().live_bytes(), Bytes(0));
+    EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+    core_->close();  // waits for the disk
+    (void)core_->trim();
+    EXPECT_EQ(core_->stats().host.bytes, Bytes(0));
+    EXPECT_LE(core_->stats().host.peak_bytes, core_->stats().host.budget_bytes);
+  }
+
+  TemporaryFolder folder_{"ebbtide-device-"};
+  std::shared_ptr<StoreCore> core_;
+  std::unique_ptr<DeviceTrainer> trainer_;
+  std::shared_ptr<Pass> pass_;
+  std::vector<DeviceTrainer::Saved> saved_;
+  std::vector<std::string> warnings_;
+};
+
+TEST_F(StoreDeviceTest, WithinBudgetTheVeryStorageComesBack) {
+  open(options(MiB(64)));
+  const DeviceTensor tensor = trainer_->make(1, kSize);
+  saved_.push_back(trainer_->pack(pass_, tensor, 1));
+  EXPECT_EQ(trainer_->use(saved_[0])->data(), tensor->memory.get());
+  saved_.clear();
+  EXPECT_EQ(core_->stats().kept.tensors, 1);
+  EXPECT_EQ(core_->stats().d2h.bytes, Bytes(0));
+}
+
+TEST_F(StoreDeviceTest, OverBudgetTheOldestLeaveThoughNoStreamHasRunYet) {
+  open(options(KiB(256)));
+  for (int i = 0; i < 16; ++i) {
+    saved_.push_back(trainer_->save(pass_, 100 + static_cast<uint64_t>(i), kSize));
+    EXPECT_LE(core_->stats().device.bytes, KiB(256) + Bytes(kSize));
+  }
+  core_->scope_ended(pass_);
+  EXPECT_LE(core_->stats().device.bytes, KiB(256));
+  EXPECT_LE(trainer_->device().live_bytes(), KiB(256)) << "the memory is the framework's again";
+  EXPECT_EQ(core_->stats().stall_s, 0.0);
+  backward();
+  expect_clean();
+  const Stats stats = core_->stats();
+  EXPECT_EQ(trainer_->uses(), 16);
+  EXPECT_EQ(stats.spilled.tensors, 0);
+  EXPECT_GE(stats.offloaded.tensors, 12);
+  EXPECT_EQ(stats.kept.tensors + stats.offloaded.tensors, 16);
+  EXPECT_GE(stats.d2h.bytes, Bytes(12 * kSize));
+  EXPECT_GE(stats.h2d.bytes, Bytes(12 * kSize));
+}
+
+TEST_F(StoreDeviceTest, BudgetOfZeroHoldsNothing) {
+  open(options(Bytes(0)));
+  forward(8);
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  EXPECT_EQ(trainer_->device().live_bytes(), Bytes(0));
+  backward();
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, OverTheHostBudgetTheOldestSink) {
+  open(options(KiB(256), MiB(4)), Pace::kEager);
+  forward(128);  // 8 MiB
+  EXPECT_LE(core_->stats().device.bytes, KiB(256));
+  EXPECT_GT(core_->stats().spill.bytes, MiB(3));
+  backward();
+  expect_clean();
+  const Stats stats = core_->stats();
+  EXPECT_GT(stats.spilled.tensors, 32);
+  EXPECT_EQ(stats.kept.tensors + stats.offloaded.tensors + stats.spilled.tensors, 128);
+  EXPECT_EQ(stats.device.peak_bytes <= KiB(256) + Bytes(kSize), true);
+  core_->close();
+  EXPECT_EQ(core_->stats().spill.bytes, Bytes(0));
+}
+
+TEST_F(StoreDeviceTest, WithoutRoomBelowTensorsStayAndAWarningSaysSo) {
+  open(options(KiB(256), MiB(2), /*spills=*/false));
+  forward(64);
+  EXPECT_GT(core_->stats().device.bytes, KiB(256));
+  ASSERT_EQ(warnings_.size(), 1u);
+  EXPECT_THAT(warnings_[0], HasSubstr("host_budget"));
+  backward();
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, OnFullRaiseRaises) {
+  Options raising = options(KiB(256), MiB(2), /*spills=*/false);
+  raising.on_full = OnFull::kRaise;
+  open(raising);
+  EXPECT_THROW(forward(64), OutOfBudget);
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, WhatIsLargerThanTheHostTierBarsTheWayOfNoOther) {
+  open(options(Bytes(0), MiB(2), /*spills=*/false));
+  saved_.push_back(trainer_->save(pass_, 1, size_t{3} << 20));
+  forward(4);
+  EXPECT_EQ(core_->stats().device.bytes, MiB(3));
+  backward();
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, WhatFitsTheHostBudgetButNoSlabBarsTheWayOfNoOther) {
+  open(options(Bytes(0), MiB(2.5), /*spills=*/false));
+  saved_.push_back(trainer_->save(pass_, 1, (size_t{2} << 20) + kSize));
+  forward(4);
+  EXPECT_EQ(core_->stats().device.bytes, MiB(2) + Bytes(kSize));
+  backward();
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, AnUnpackOnAnotherStreamFetchesForThatStream) {
+  open(options(KiB(128)));
+  const StreamId other = trainer_->device().make_stream("other");
+  forward(8);
+  ASSERT_TRUE(core_->task_began(*saved_.back().record, 1));
+  bool on_other = false;
+  while (!saved_.empty()) {  // prefetched for one, wanted on the other
+    const StreamId stream = (on_other = !on_other) ? other : trainer_->compute();
+    trainer_->order(trainer_->compute(), stream);
+    (void)trainer_->use(saved_.back(), stream);
+    trainer_->order(stream, trainer_->compute());
+    saved_.pop_back();
+  }
+  core_->task_ended(*pass_, 1);
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, AGraphMayBeKept) {
+  open(options(KiB(128)));
+  forward(8);
+  for (int round = 0; round < 3; ++round)
+    for (int i = 7; i >= 0; --i) (void)trainer_->use(saved_[static_cast<size_t>(i)]);
+  {
+    const auto first = trainer_->use(saved_[3]);
+    EXPECT_EQ(trainer_->use(saved_[3])->data(), first->data()) << "it is still there";
+  }
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, WhatCameBackAndIsSavedAgainIsTheSameRecord) {
+  open(options(Bytes(0)));
+  DeviceTensor tensor = trainer_->make(1, kSize);
+  saved_.push_back(trainer_->pack(pass_, tensor, 1));
+  const void* version_counter = &tensor->version;
+  tensor = nullptr;
+  core_->scope_ended(pass_);
+  const auto storage = std::static_pointer_cast<ChaosStorage>(trainer_->use(saved_[0]));
+  std::shared_ptr<Pass> second;
+  const StoreCore::View view{.storage = storage->identity(),
+                             .version_counter = version_counter,
+                             .version = 0,
+                             .begin = Bytes(0),
+                             .end = Bytes(kSize),
+                             .footprint = Bytes(kSize),
+                             .device = trainer_->number(),
+                             .stream = trainer_->compute()};
+  const auto packed = core_->pack(second, view, [&] { return storage; });
+  EXPECT_EQ(packed.record, saved_[0].record);
+  EXPECT_EQ(packed.origin, Bytes(0));
+}
+
+TEST_F(StoreDeviceTest, ADroppedPassLeavesNothing) {
+  open(options(KiB(128)));
+  forward(8);
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, APrefetchThatNobodyWantsIsParkedUntilItHasPassed) {
+  open(options(KiB(512)));
+  forward(64);
+  ASSERT_TRUE(core_->task_began(*saved_.back().record, 1));
+  for (int i = 0; i < 12; ++i) {
+    (void)trainer_->use(saved_.back());
+    saved_.pop_back();
+  }
+  core_->task_ended(*pass_, 1);
+  expect_clean();
+  EXPECT_GT(core_->stats().h2d.bytes, Bytes(0));
+}
+
+TEST_F(StoreDeviceTest, PartOfAStorageMovesAsThatPartAndKeepsItsAlignment) {
+  open(options(Bytes(0)));
+  const size_t odd = 100 * 1024 + 260;
+  {
+    const DeviceTensor tensor = trainer_->make(5, 4 * kSize);
+    const StoreCore::View view{.storage = tensor.get(),
+                               .version_counter = &tensor->version,
+                               .version = 0,
+                               .begin = Bytes(odd),
+                               .end = Bytes(odd + kSize),
+                               .footprint = Bytes(4 * kSize),
+                               .device = trainer_->number(),
+                               .stream = trainer_->compute()};
+    saved_.push_back({core_->pack(pass_, view, [&] { return std::make_shared<ChaosStorage>(tensor); }).record, 5, 0});
+  }
+  core_->scope_ended(pass_);
+  const StoreCore::Unpacked unpacked = core_->unpack(*saved_[0].record, trainer_->compute());
+  EXPECT_LE(unpacked.storage->bytes(), Bytes(kSize + 512));
+  EXPECT_EQ((reinterpret_cast<uintptr_t>(unpacked.storage->data()) + odd - unpacked.origin.count()) % 512, odd % 512);
+}
+
+TEST_F(StoreDeviceTest, ADeviceWithoutEventsOrMemoryForAMomentIsAskedAgain) {
+  using Call = ChaosDevice::Call;
+  for (const Call call : {Call::kRecord, Call::kWait, Call::kAllocate}) {
+    for (int skip = 0; skip < 40; skip += 1 + skip / 4) {
+      open(options(KiB(128)));
+      forward(3);
+      trainer_->device().fail(call, skip, {FailureCode::kOverCapacity, 0, "not now"});
+      for (int i = 3; i < 8; ++i) {
+        auto memory = trainer_->device().allocate(kSize, trainer_->compute(), "tensor");
+        if (!memory.ok()) continue;  // the framework's own bad luck
+        const DeviceTensor tensor =
+            std::make_shared<DeviceMemoryImpl>(DeviceMemoryImpl{std::move(memory).value(), kSize, 0});
+        (void)trainer_->device().launch(trainer_->compute(), "produce", {}, {{tensor->memory.get(), kSize}},
+                                        [to = tensor->memory.get()] { DeviceTrainer::fill(to, 9, kSize); });
+        saved_.push_back(trainer_->pack(pass_, tensor, 9));
+      }
+      core_->scope_ended(pass_);
+      backward();
+      expect_clean();
+      ASSERT_FALSE(HasFailure()) << "call " << static_cast<int>(call) << " skip " << skip;
+      saved_.clear();
+    }
+  }
+}
+
+TEST_F(StoreDeviceTest, ALostDeviceIsAnErrorThatSaysSo) {
+  open(options(KiB(128)));
+  forward(8);
+  trainer_->device().lose({FailureCode::kIo, 0, "the device fell off the bus"});
+  for (const auto& saved : saved_) {
+    try {
+      (void)core_->unpack(*saved.record, trainer_->compute());
+    } catch (const SpillError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("fell off the bus"));
+    }
+  }
+  saved_.clear();
+  core_->close();
+}
+
+TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeBack) {
+  open(options(Bytes(0), MiB(2)), Pace::kEager);
+  forward(96);
+  EXPECT_GT(core_->stats().spill.bytes, Bytes(0));
+  core_->close();
+  backward();
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, CpuTensorsBesideADevice) {
+  open(options(KiB(128)));
+  forward(8);
+  EXPECT_EQ(core_->stats().devices.size(), 2u);
+  EXPECT_EQ(core_->stats().devices[0].bytes, Bytes(0));
+  EXPECT_GT(core_->stats().devices[1].bytes, Bytes(0));
+  backward();
+  expect_clean();
+}
+
+// With a thread of its own the store needs no caller to see a copy pass, and the thread goes when the core does.
+TEST_F(StoreDeviceTest, TheLinkThreadSinksWhileTheCallerComputesAndEndsWithTheCore) {
+  std::weak_ptr<StoreCore> weak;
+  std::weak_ptr<ChaosStorage> parked;
+  {
+    auto core = StoreCore::open(options(Bytes(0), MiB(4)));
+    weak = core;
+    auto trainer = std::make_unique<DeviceTrainer>(*core, ChaosOptions{.seed = 3, .pace = Pace::kEager},
+                                                   StoreCore::DeviceOptions{.own_thread = true});
+    std::shared_ptr<Pass> pass;
+    std::vector<DeviceTrainer::Saved> saved;
+    for (uint64_t i = 0; i < 56; ++i) saved.push_back(trainer->save(pass, i, kSize));
+    core->scope_ended(pass);
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (core->stats().spill.bytes == Bytes(0) && std::chrono::steady_clock::now() < give_up)
+      std::this_thread::yield();
+    EXPECT_GT(core->stats().spill.bytes, Bytes(0));
+    while (!saved.empty()) {
+      (void)trainer->use(saved.back());
+      saved.pop_back();
+    }
+    trainer->drain();
+    EXPECT_EQ(trainer->wrong(), 0);
+    EXPECT_THAT(trainer->device().races(), IsEmpty());
+    EXPECT_EQ(trainer->device().live_bytes(), Bytes(0));
+  }
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (!weak.expired() && std::chrono::steady_clock::now() < give_up) std::this_thread::yield();
+  EXPECT_TRUE(weak.expired());
+}
+
+struct Mutant {
+  MutantDevice::Mutation left_out;
+  const char* race;  // what the detector says of it
+};
+class StoreDeviceMutant : public StoreDeviceTest, public testing::WithParamInterface<Mutant> {};
+
+TEST_P(StoreDeviceMutant, IsCaught) {
+  open(options(KiB(256), MiB(4), /*spills=*/false), Pace::kRandom, GetParam().left_out);
+  for (int step = 0; step < 3; ++step) {
+    forward(24);
+    backward();
+  }
+  trainer_->drain();
+  EXPECT_THAT(trainer_->device().races(), Contains(HasSubstr(GetParam().race)));
+}
+using Mutation = MutantDevice::Mutation;
+INSTANTIATE_TEST_SUITE_P(
+    Orders, StoreDeviceMutant,
+    testing::Values(
+        Mutant{Mutation::kComputeDoesNotWait, "'free tensor on compute' writes what 'copy on copy out' reads"},
+        Mutant{Mutation::kComputeDoesNotWait, "'use on compute' reads what 'copy on copy in' writes"},
+        Mutant{Mutation::kCopyOutDoesNotWait, "'copy on copy out' reads what 'produce on compute' writes"},
+        Mutant{Mutation::kCopyInDoesNotWait, "'copy on copy in' writes what 'free returned tensor on compute' writes"},
+        Mutant{Mutation::kCopyInDoesNotWait, "'copy on copy in' reads what 'copy on copy out' writes"},
+        Mutant{Mutation::kPassedTooEarly, "'copy on copy out' writes what 'copy on copy in' reads"}));
+
+}  // namespace
+}  // namespace ebbtide::test
