@@ -90,16 +90,21 @@ StreamId current_stream(c10::Device device) {
   return StreamId{reinterpret_cast<uintptr_t>(stream.native_handle())};
 }
 
+void note_current_stream(const c10::Storage& storage) {
+  const c10::impl::VirtualGuardImpl guard(storage.device_type());
+  guard.recordDataPtrOnStream(storage.unsafeGetStorageImpl()->data_ptr(), guard.getStream(storage.device()));
+}
+
 void note_streams(const at::TensorBase& tensor, Device& device) {
   const c10::impl::VirtualGuardImpl guard(tensor.device().type());
   const c10::Stream current = guard.getStream(tensor.device());
   const at::TensorBase& owner = tensor.is_view() ? tensor._base() : tensor;
   if (produced_on(tensor, current) && (owner.is_same(tensor) || produced_on(owner, current))) return;
-  const c10::DataPtr& memory = tensor.storage().unsafeGetStorageImpl()->data_ptr();
-  guard.recordDataPtrOnStream(memory, current);
+  note_current_stream(tensor.storage());
   // A stream of nobody torch knows goes by its handle (c10::cuda::getStreamFromExternal).
   const auto copies = static_cast<c10::StreamId>(device.copy_stream(Direction::kOut));
-  guard.recordDataPtrOnStream(memory, c10::Stream(c10::Stream::UNSAFE, tensor.device(), copies));
+  guard.recordDataPtrOnStream(tensor.storage().unsafeGetStorageImpl()->data_ptr(),
+                              c10::Stream(c10::Stream::UNSAFE, tensor.device(), copies));
 }
 
 }  // namespace ebbtide

@@ -7,6 +7,7 @@
 
 #include <ATen/core/TensorBase.h>
 #include <c10/core/Device.h>
+#include <c10/core/Storage.h>
 #include <c10/core/Stream.h>
 
 #include <functional>
@@ -47,6 +48,9 @@ class EBBTIDE_API Accelerators {
 
 /// The stream of this thread's work on `device`, as the store names it.
 StreamId current_stream(c10::Device device);
+
+/// Tells torch that this thread's current stream uses `storage`: the memory goes to nobody else before that has run.
+void note_current_stream(const c10::Storage& storage);
 
 /// The caching allocator gives a tensor's memory to the next on the stream that it was allocated for. Where that may be
 /// another than `current`, whose work and whose copies the store knows of, torch is told of both.

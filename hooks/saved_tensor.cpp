@@ -120,6 +120,7 @@ at::Tensor SavedTensor::unpack_record() {
   if (!storage)
     storage = std::static_pointer_cast<TorchStorage>(
         core.adopt(*record_, unpacked.memory, TorchStorage::over(unpacked.memory)));
+  if (unpacked.of_another_stream) note_current_stream(storage->storage());
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
   return view_.over(storage->storage(), unpacked.origin, version_);

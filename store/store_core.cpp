@@ -507,12 +507,12 @@ Stats StoreCore::stats() const {
     stats.host.budget_bytes = staging_budget_ + host_budget_;
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const DeviceTier& tier : tiers_) {
-      stats.devices.push_back({tier.held(), tier.peak(), tier.budget});
+      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget}, tier.device->name()});
       stats.referenced_elsewhere += tier.bytes(DeviceTier::Place::kElsewhere);
       if (tier.link) links.push_back(tier.link);
     }
     // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.
-    for (const TierStats& device : stats.devices) {
+    for (const DeviceStats& device : stats.devices) {
       stats.device.bytes += device.bytes;
       stats.device.peak_bytes += device.peak_bytes;
       if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;

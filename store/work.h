@@ -25,8 +25,9 @@ struct StoreCore::CopyIn {
   std::shared_ptr<Record> record;
   StreamId stream;
 };
+/// No reference to the record: the link thread sinks too, and must not be the one to end it.
 struct StoreCore::Sink {
-  std::shared_ptr<Record> record;
+  uint64_t record_id;
   std::shared_ptr<HostCopy> memory;
 };
 
