@@ -28,6 +28,11 @@ Result<DeviceMemory> HostDevice::memory() {
                       Bytes(static_cast<int64_t>(info.totalram) * unit)};
 }
 
+Result<bool> HostDevice::capturing(StreamId stream) {
+  if (Status ours = only_host_stream(stream); !ours.ok()) return ours.failure();
+  return false;
+}
+
 Result<EventPtr> HostDevice::record(StreamId stream) {
   if (Status ours = only_host_stream(stream); !ours.ok()) return ours.failure();
   return passed_;

@@ -19,6 +19,7 @@ class HostDevice final : public Device {
   Result<DeviceMemory> memory() override;
 
   StreamId copy_stream(Direction) noexcept override { return kHostStream; }
+  Result<bool> capturing(StreamId stream) override;
   Result<EventPtr> record(StreamId stream) override;
   Status wait(StreamId stream, const EventPtr& event) override;
   Result<bool> passed(const EventPtr& event) override;

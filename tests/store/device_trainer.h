@@ -73,6 +73,7 @@ class MutantDevice final : public Device {
   std::string pci_address() const override { return {}; }
   Result<ebbtide::DeviceMemory> memory() override { return inner_.memory(); }
   StreamId copy_stream(Direction direction) noexcept override { return inner_.copy_stream(direction); }
+  Result<bool> capturing(StreamId stream) override { return inner_.capturing(stream); }
   Result<EventPtr> record(StreamId stream) override { return inner_.record(stream); }
   Status wait(StreamId stream, const EventPtr& event) override {
     const bool out = stream == inner_.copy_stream(Direction::kOut);
