@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/cuda_device.h>
 #include <ebbtide/transfer/device_allocator.h>
 
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "tests/support/chaos_device.h"
+#include "tests/support/fake_cuda_api.h"
 
 namespace ebbtide::test {
 
@@ -123,6 +125,12 @@ class DeviceTrainer {
     auto mutant = new MutantDevice(*device_, mutation);
     std::shared_ptr<Device> owned(mutant, [device = device_](MutantDevice* it) { delete it; });
     number_ = core_.add_device(std::move(owned), std::make_shared<ChaosAllocator>(*device_), how);
+  }
+  /// On one device of a pretend CUDA driver, by CudaDevice's own code.
+  DeviceTrainer(StoreCore& core, const std::shared_ptr<FakeCudaApi>& driver, int ordinal, StoreCore::DeviceOptions how)
+      : core_(core), device_(driver, &driver->device(ordinal)), compute_(device_->make_stream("compute")) {
+    number_ =
+        core_.add_device(CudaDevice::open(driver, ordinal).value(), std::make_shared<ChaosAllocator>(*device_), how);
   }
 
   ChaosDevice& device() { return *device_; }

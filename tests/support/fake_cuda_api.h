@@ -59,6 +59,8 @@ class FakeCudaApi final : public CudaApi {
   // What the test wants to know
   /// Calls that make no sense, or that a real driver would answer with harm elsewhere. The devices' own included.
   std::vector<std::string> misuse() const;
+  /// Copies from or to host memory that is not registered: allowed, but the caller then waits for the stream.
+  int pageable_copies() const;
   int calls(std::string_view function) const;
   size_t live_events() const;
   size_t live_streams() const;
@@ -159,6 +161,7 @@ class FakeCudaApi final : public CudaApi {
   std::map<std::string, std::pair<int, CudaResult>, std::less<>> faults_;
   std::map<std::string, int, std::less<>> calls_;
   std::vector<std::string> misuse_;
+  int pageable_copies_ = 0;
   uintptr_t next_event_ = 0;
   int64_t time_ = 0;
   bool initialised_ = false;

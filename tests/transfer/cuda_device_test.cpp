@@ -29,6 +29,7 @@ class CudaDeviceTest : public testing::Test {
     api_->device().run_all();
     EXPECT_THAT(api_->device().races(), IsEmpty());
     EXPECT_THAT(api_->misuse(), IsEmpty());
+    EXPECT_EQ(api_->pageable_copies(), 0);
     EXPECT_TRUE(api_->thread_is_as_before());
   }
   StreamId out() { return cuda_->copy_stream(Direction::kOut); }
@@ -81,7 +82,7 @@ TEST_F(CudaDeviceTest, AllEndsWithTheDeviceAndTheLastEvent) {
 
 TEST_F(CudaDeviceTest, NothingWaitsForWhatIsEnqueuedWhenItEnds) {
   const auto memory = api_->device().allocate(kBytes, out(), "tensor").value();
-  const auto host = ChaosRig::registered(*cuda_, kBytes);
+  const auto host = registered_memory(*cuda_, kBytes);
   ASSERT_TRUE(cuda_->copy(host.get(), memory.get(), kBytes, Direction::kOut, out()));
   const EventPtr copied = cuda_->record(out()).value();
   EXPECT_EQ(api_->calls("event_synchronize"), 0);
@@ -139,7 +140,7 @@ TEST_F(CudaDeviceTest, SeveralDevicesAreEachTheirOwn) {
 
 TEST_F(CudaDeviceTest, HostMemoryIsRegisteredForAllDevices) {
   const auto other = CudaDevice::open(api_, 1).value();
-  const auto host = ChaosRig::registered(*cuda_, kBytes);
+  const auto host = registered_memory(*cuda_, kBytes);
   const StreamId stream = other->copy_stream(Direction::kOut);
   const auto memory = api_->device(1).allocate(kBytes, stream, "tensor").value();
   ASSERT_TRUE(other->copy(host.get(), memory.get(), kBytes, Direction::kOut, stream));
@@ -177,7 +178,7 @@ TEST_F(CudaDeviceTest, ACaptureOnAnotherStreamIsNotBroken) {
   const StreamId captured = api_->device().make_stream("captured");
   for (const CudaCaptureMode mode : {CudaCaptureMode::kGlobal, CudaCaptureMode::kThreadLocal}) {
     const auto use_all = [&] {
-      const auto host = ChaosRig::registered(*cuda_, kBytes);
+      const auto host = registered_memory(*cuda_, kBytes);
       const EventPtr event = cuda_->record_timed(compute_).value();
       EXPECT_TRUE(cuda_->wait(out(), event));
       EXPECT_TRUE(cuda_->copy(host.get(), memory.get(), kBytes, Direction::kOut, out()));
@@ -198,7 +199,7 @@ TEST_F(CudaDeviceTest, ACaptureOnAnotherStreamIsNotBroken) {
 
 TEST_F(CudaDeviceTest, AStreamThatIsBeingCapturedIsLeftAlone) {
   const auto memory = api_->device().allocate(kBytes, compute_, "tensor").value();
-  const auto host = ChaosRig::registered(*cuda_, kBytes);
+  const auto host = registered_memory(*cuda_, kBytes);
   const EventPtr before = cuda_->record(out()).value();
   api_->begin_capture(compute_, CudaCaptureMode::kGlobal);
   EXPECT_TRUE(cuda_->capturing(compute_).value());

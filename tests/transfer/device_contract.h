@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/device_rig.h"
+
 namespace ebbtide::test {
 
 constexpr size_t kContractBytes = 64 << 10;
@@ -91,7 +93,7 @@ TYPED_TEST_P(DeviceContract, NothingIsCapturedByItself) {
 
 TYPED_TEST_P(DeviceContract, AnEventPassesWithWhatIsBeforeIt) {
   const StreamId compute = this->rig_->make_stream("compute");
-  this->rig_->hold(compute);
+  this->rig_->hold(compute, kHoldTime);
   const EventPtr event = this->record(compute);
   if (TypeParam::kHolds) {
     EXPECT_FALSE(this->device().passed(event).value());
@@ -103,7 +105,7 @@ TYPED_TEST_P(DeviceContract, AnEventPassesWithWhatIsBeforeIt) {
 
 TYPED_TEST_P(DeviceContract, SynchronizeReturnsWhenTheEventHasPassed) {
   const StreamId compute = this->rig_->make_stream("compute");
-  this->rig_->hold(compute);
+  this->rig_->hold(compute, kHoldTime);
   const EventPtr event = this->record(compute);
   EXPECT_TRUE(this->device().synchronize(event));
   EXPECT_TRUE(this->device().passed(event).value());
@@ -114,7 +116,7 @@ TYPED_TEST_P(DeviceContract, BytesGoOutAndComeBack) {
   const auto first = this->rig_->allocate(kContractBytes, compute);
   const auto second = this->rig_->allocate(kContractBytes, compute);
   const auto host = this->rig_->host(kContractBytes), check = this->rig_->host(kContractBytes);
-  this->rig_->hold(compute);
+  this->rig_->hold(compute, kHoldTime);
   this->rig_->fill(compute, first.get(), kContractBytes, 0x5A);
   this->order(compute, this->out());
   this->copy_out(host.get(), first.get());
@@ -146,7 +148,7 @@ TYPED_TEST_P(DeviceContract, AnEventGivenBackIsStillWaitedFor) {
   const StreamId compute = this->rig_->make_stream("compute"), other = this->rig_->make_stream("other");
   const auto memory = this->rig_->allocate(kContractBytes, compute);
   const auto host = this->rig_->host(kContractBytes);
-  this->rig_->hold(compute);
+  this->rig_->hold(compute, kHoldTime);
   this->rig_->fill(compute, memory.get(), kContractBytes, 9);
   this->order(compute, this->out());
   for (int i = 0; i < 8; ++i) (void)this->record(other);  // the same event again, if it is pooled
@@ -160,7 +162,7 @@ TYPED_TEST_P(DeviceContract, AnEventKeepsItsPointWhileOthersAreRecorded) {
   const StreamId compute = this->rig_->make_stream("compute"), other = this->rig_->make_stream("other");
   const EventPtr passed = this->record(other);
   ASSERT_TRUE(this->device().synchronize(passed));
-  this->rig_->hold(compute);
+  this->rig_->hold(compute, kHoldTime);
   const EventPtr late = this->record(compute);
   EXPECT_TRUE(this->device().passed(passed).value());
   EXPECT_FALSE(this->device().passed(late).value());
@@ -180,9 +182,9 @@ TYPED_TEST_P(DeviceContract, MeaninglessEventsAreRefused) {
 }
 
 TYPED_TEST_P(DeviceContract, AnEventMayOutliveTheDevice) {
-  this->rig_->hold(this->out());
+  this->rig_->hold(this->out(), kHoldTime);
   EventPtr event = this->record(this->out());
-  this->rig_->let_go().reset();
+  this->rig_->let_go();
   event.reset();
   this->rig_.reset();
 }

@@ -1,6 +1,9 @@
 #include "tests/transfer/device_contract.h"
 
+#include <type_traits>
+
 #include "tests/support/device_rig.h"
+#include "tests/transfer/cuda_contract.h"
 
 namespace ebbtide::test {
 namespace {
@@ -16,5 +19,6 @@ struct RigName {
 
 using Rigs = testing::Types<ChaosRig, FakeCudaRig, HostRig>;
 INSTANTIATE_TYPED_TEST_SUITE_P(All, DeviceContract, Rigs, RigName);
+INSTANTIATE_TYPED_TEST_SUITE_P(OnFake, CudaContract, testing::Types<FakeCudaRig>);
 
 }  // namespace ebbtide::test
