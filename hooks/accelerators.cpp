@@ -2,6 +2,8 @@
 #include <ebbtide/hooks/torch_storage.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/cuda_api.h>
+#include <ebbtide/transfer/cuda_device.h>
 #include <ebbtide/transfer/device_allocator.h>
 
 #include <c10/core/Allocator.h>
@@ -44,6 +46,15 @@ class TorchAllocator final : public DeviceAllocator {
   const c10::Device device_;
 };
 
+/// Torch has loaded the driver and counts devices as it does.
+Result<std::shared_ptr<Device>> open_cuda(c10::DeviceIndex index) {
+  Result<std::shared_ptr<CudaApi>> driver = CudaApi::of_process();
+  if (!driver.ok()) return driver.failure();
+  Result<std::shared_ptr<CudaDevice>> device = CudaDevice::open(std::move(driver).value(), index);
+  if (!device.ok()) return device.failure();
+  return std::shared_ptr<Device>(std::move(device).value());
+}
+
 bool produced_on(const at::TensorBase& tensor, c10::Stream stream) {
   const auto& producer = tensor.grad_fn();
   return producer && producer->input_metadata(tensor.output_nr()).stream() == stream;
@@ -51,7 +62,9 @@ bool produced_on(const at::TensorBase& tensor, c10::Stream stream) {
 
 }  // namespace
 
-Accelerators::Accelerators() = default;
+Accelerators::Accelerators() {
+  serve(c10::kCUDA, open_cuda);
+}
 
 void Accelerators::serve(c10::DeviceType type, OpenDevice open) {
   const std::lock_guard lock(mutex_);

@@ -31,6 +31,7 @@ class EBBTIDE_API Accelerators {
     std::shared_ptr<Device> device;  ///< null where it cannot be served
   };
 
+  /// Serves CUDA from the start.
   Accelerators();
 
   /// Tensors on devices of this type are served from now on. `open` is called once a device.

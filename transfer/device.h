@@ -34,7 +34,7 @@ struct DeviceMemory {
 /// Threads: all methods from any. No method waits for a stream, but synchronize().
 /// Errors:  values only; it never throws and never aborts. kOverCapacity and kInvalid concern that one call. Any other
 ///          failure of record(), passed() or synchronize() means that the device is lost: it touches no memory any
-///          more, and says so in every later result (a sticky error).
+///          more, and says so in every later result (a sticky error); kCancelled where it ends with the process.
 class Device {
  public:
   virtual ~Device() = default;
@@ -48,6 +48,11 @@ class Device {
 
   /// The store's own stream for copies of this direction. Never the stream of a computation.
   virtual StreamId copy_stream(Direction direction) noexcept = 0;
+  /// True while nothing may be enqueued on `stream` from outside, since it is being captured into a graph (CUDA: also
+  /// the legacy stream while a stream is captured that is ordered with it). What is saved meanwhile can only be kept.
+  /// Changes by what the stream's user does, so a caller asks on that thread, right before it enqueues. Always false for
+  /// devices without such graphs. Errors: kInvalid where there is no such stream.
+  virtual Result<bool> capturing(StreamId stream) = 0;
 
   /// A point after all that was enqueued on `stream` so far. Errors: kOverCapacity where no event could be made now;
   /// ask again later.
@@ -58,9 +63,6 @@ class Device {
   virtual Result<bool> passed(const EventPtr& event) = 0;
   /// Enqueues a copy. Host memory should be registered, or the copy may be synchronous.
   virtual Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) = 0;
-  /// Whether what is enqueued on `stream` is now recorded into a graph instead of run: then no event that is recorded
-  /// there ever passes, and no copy may wait for one.
-  virtual Result<bool> capturing(StreamId stream) = 0;
   /// Blocks until `event` has passed. For close() and tests only.
   virtual Status synchronize(const EventPtr& event) = 0;
 

@@ -28,6 +28,11 @@ Result<DeviceMemory> HostDevice::memory() {
                       Bytes(static_cast<int64_t>(info.totalram) * unit)};
 }
 
+Result<bool> HostDevice::capturing(StreamId stream) {
+  if (Status ours = only_host_stream(stream); !ours.ok()) return ours.failure();
+  return false;
+}
+
 Result<EventPtr> HostDevice::record(StreamId stream) {
   if (Status ours = only_host_stream(stream); !ours.ok()) return ours.failure();
   return passed_;
@@ -45,11 +50,6 @@ Status HostDevice::copy(void* to, const void* from, size_t bytes, Direction, Str
   if (Status ours = only_host_stream(stream); !ours.ok()) return ours;
   if (bytes > 0) std::memcpy(to, from, bytes);
   return success();
-}
-
-Result<bool> HostDevice::capturing(StreamId stream) {
-  if (Status ours = only_host_stream(stream); !ours.ok()) return ours.failure();
-  return false;
 }
 
 Status HostDevice::synchronize(const EventPtr&) {

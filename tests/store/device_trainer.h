@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/cuda_device.h>
 #include <ebbtide/transfer/device_allocator.h>
 
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "tests/support/chaos_device.h"
+#include "tests/support/fake_cuda_api.h"
 
 namespace ebbtide::test {
 
@@ -73,6 +75,7 @@ class MutantDevice final : public Device {
   std::string pci_address() const override { return {}; }
   Result<ebbtide::DeviceMemory> memory() override { return inner_.memory(); }
   StreamId copy_stream(Direction direction) noexcept override { return inner_.copy_stream(direction); }
+  Result<bool> capturing(StreamId stream) override { return inner_.capturing(stream); }
   Result<EventPtr> record(StreamId stream) override { return inner_.record(stream); }
   Status wait(StreamId stream, const EventPtr& event) override {
     const bool out = stream == inner_.copy_stream(Direction::kOut);
@@ -89,7 +92,6 @@ class MutantDevice final : public Device {
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
     return inner_.copy(to, from, bytes, direction, stream);
   }
-  Result<bool> capturing(StreamId stream) override { return inner_.capturing(stream); }
   Status synchronize(const EventPtr& event) override { return inner_.synchronize(event); }
   Status register_host(void* data, size_t bytes) override { return inner_.register_host(data, bytes); }
   void unregister_host(void* data, size_t bytes) noexcept override { inner_.unregister_host(data, bytes); }
@@ -123,6 +125,12 @@ class DeviceTrainer {
     auto mutant = new MutantDevice(*device_, mutation);
     std::shared_ptr<Device> owned(mutant, [device = device_](MutantDevice* it) { delete it; });
     number_ = core_.add_device(std::move(owned), std::make_shared<ChaosAllocator>(*device_), how);
+  }
+  /// On one device of a pretend CUDA driver, by CudaDevice's own code.
+  DeviceTrainer(StoreCore& core, const std::shared_ptr<FakeCudaApi>& driver, int ordinal, StoreCore::DeviceOptions how)
+      : core_(core), device_(driver, &driver->device(ordinal)), compute_(device_->make_stream("compute")) {
+    number_ =
+        core_.add_device(CudaDevice::open(driver, ordinal).value(), std::make_shared<ChaosAllocator>(*device_), how);
   }
 
   ChaosDevice& device() { return *device_; }

@@ -31,6 +31,7 @@ struct Machine {
   int devices = 1;
   std::optional<Pace> pace;
   bool own_thread = false;
+  bool cuda = false;  // the store's device is CudaDevice, over a pretend driver
 };
 
 struct Live {
@@ -50,10 +51,14 @@ class RandomTraining {
     if (machine.spills) options.spill_to = {folder};
     core_ = StoreCore::open(options);
     core_->set_warning_handler([](const std::string&) {});
+    std::vector<ChaosOptions> chaos;
+    for (int i = 0; i < machine.devices; ++i)
+      chaos.push_back({.seed = seed + static_cast<uint64_t>(i), .pace = machine.pace});
+    if (machine.cuda) driver_ = std::make_shared<FakeCudaApi>(chaos);
+    const StoreCore::DeviceOptions how{.own_thread = machine.own_thread};
     for (int i = 0; i < machine.devices; ++i) {
-      trainers_.push_back(std::make_unique<DeviceTrainer>(
-          *core_, ChaosOptions{.seed = seed + static_cast<uint64_t>(i), .pace = machine.pace},
-          StoreCore::DeviceOptions{.own_thread = machine.own_thread}));
+      trainers_.push_back(machine.cuda ? std::make_unique<DeviceTrainer>(*core_, driver_, i, how)
+                                       : std::make_unique<DeviceTrainer>(*core_, chaos[static_cast<size_t>(i)], how));
       others_.push_back(trainers_.back()->device().make_stream("other"));
     }
   }
@@ -79,6 +84,14 @@ class RandomTraining {
       EXPECT_THAT(trainer->device().races(), IsEmpty());
       EXPECT_THAT(trainer->device().misuse(), IsEmpty());
       EXPECT_EQ(trainer->device().live_bytes(), Bytes(0));
+    }
+    if (driver_) {
+      EXPECT_THAT(driver_->misuse(), IsEmpty());
+      // Where host memory is short, what is demanded from disk comes back through memory of the system's.
+      if (machine_.host_budget >= MiB(64)) {
+        EXPECT_EQ(driver_->pageable_copies(), 0);
+      }
+      EXPECT_TRUE(driver_->thread_is_as_before());
     }
     core_->close();
     wait_until([&] {
@@ -168,6 +181,7 @@ class RandomTraining {
   const Machine machine_;
   std::mt19937_64 random_;
   std::shared_ptr<StoreCore> core_;
+  std::shared_ptr<FakeCudaApi> driver_;
   std::vector<std::unique_ptr<DeviceTrainer>> trainers_;
   std::vector<StreamId> others_;
   std::deque<Live> live_;
@@ -188,16 +202,17 @@ TEST_P(StoreDeviceProperty, BytesRacesBudgetsAndLeftovers) {
 
 INSTANTIATE_TEST_SUITE_P(
     Machines, StoreDeviceProperty,
-    testing::Values(Machine{.device_budget = Bytes(0)}, Machine{.device_budget = KiB(300)},
-                    Machine{.device_budget = KiB(300), .spills = false},
-                    Machine{.device_budget = KiB(300), .pace = Pace::kLazy},
-                    Machine{.device_budget = KiB(300), .devices = 2},
-                    Machine{.device_budget = KiB(300), .host_budget = MiB(2.5)},
-                    Machine{.device_budget = Bytes(0), .host_budget = MiB(2.5), .pace = Pace::kEager},
-                    Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy},
-                    Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .spills = false},
-                    Machine{.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true},
-                    Machine{.device_budget = MiB(64)}));
+    testing::Values(
+        Machine{.device_budget = Bytes(0)}, Machine{.device_budget = KiB(300)},
+        Machine{.device_budget = KiB(300), .spills = false}, Machine{.device_budget = KiB(300), .pace = Pace::kLazy},
+        Machine{.device_budget = KiB(300), .devices = 2}, Machine{.device_budget = KiB(300), .host_budget = MiB(2.5)},
+        Machine{.device_budget = Bytes(0), .host_budget = MiB(2.5), .pace = Pace::kEager},
+        Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy},
+        Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .spills = false},
+        Machine{.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true},
+        Machine{.device_budget = MiB(64)}, Machine{.device_budget = Bytes(0), .cuda = true},
+        Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy, .cuda = true},
+        Machine{.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true, .cuda = true}));
 
 }  // namespace
 }  // namespace ebbtide::test

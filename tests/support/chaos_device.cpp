@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <new>
 
 namespace ebbtide::test {
 namespace {
 
 constexpr std::align_val_t kAlignment{512};  // as CUDA's allocators
-
-AgentId agent(StreamId stream) {
-  return AgentId{static_cast<uint32_t>(static_cast<uint64_t>(stream) - 1)};
-}
 
 }  // namespace
 
@@ -54,6 +51,13 @@ Result<DeviceMemory> ChaosDevice::memory() {
 
 StreamId ChaosDevice::copy_stream(Direction direction) noexcept {
   return copy_streams_[static_cast<size_t>(direction)];
+}
+
+Result<bool> ChaosDevice::capturing(StreamId stream) {
+  const std::lock_guard lock(mutex_);
+  if (lost_) return *lost_;
+  if (auto refused = refuse_stream_locked(stream)) return *refused;
+  return false;
 }
 
 Result<EventPtr> ChaosDevice::record(StreamId stream) {
@@ -104,12 +108,6 @@ Status ChaosDevice::copy(void* to, const void* from, size_t bytes, Direction dir
   note_locked({to, bytes}, RaceDetector::Kind::kWrite, point, "copy");
   streams_.turn();
   return success();
-}
-
-Result<bool> ChaosDevice::capturing(StreamId stream) {
-  const std::lock_guard lock(mutex_);
-  if (auto refused = refuse_stream_locked(stream)) return *std::move(refused);
-  return false;
 }
 
 Status ChaosDevice::synchronize(const EventPtr& event) {
@@ -276,11 +274,17 @@ void ChaosDevice::run_all() {
   if (!lost_) streams_.drain_all();
 }
 
+// No stream of ours gives an agent that is none.
+AgentId ChaosDevice::agent(StreamId stream) const noexcept {
+  const uint64_t number = static_cast<uint64_t>(stream) - options_.streams_above - 1;
+  return AgentId{static_cast<uint32_t>(std::min<uint64_t>(number, std::numeric_limits<uint32_t>::max()))};
+}
+
 StreamId ChaosDevice::add_stream_locked(const std::string& name) {
   const AgentId id = next_agent_locked();
   streams_.add(id);
   stream_names_.emplace(id, name);
-  return StreamId{static_cast<uint64_t>(id) + 1};  // 0 is kHostStream
+  return StreamId{options_.streams_above + static_cast<uint64_t>(id) + 1};  // 0 is kHostStream
 }
 
 ChaosDevice::HostAgent& ChaosDevice::host_locked() {

@@ -28,6 +28,8 @@ struct ChaosOptions {
   uint64_t seed = 0;         ///< print it when a test fails: it replays the schedule
   std::optional<Pace> pace;  ///< none: each stream draws its own from the seed
   Bytes capacity = MiB(64);  ///< device memory, counted over live allocations
+  /// Its StreamIds are above this: so that several devices share none.
+  uint64_t streams_above = 0;
   /// False: all threads of the program count as one agent, ordered as they call (what orders them, a mutex or a queue,
   /// is for ThreadSanitizer to check). True: each is an agent of its own, and what orders them must be told with
   /// host_moment() and host_after(). AgentScope makes agents either way.
@@ -61,11 +63,11 @@ class ChaosDevice final : public Device {
   std::string pci_address() const override { return {}; }
   Result<DeviceMemory> memory() override;
   StreamId copy_stream(Direction direction) noexcept override;
+  Result<bool> capturing(StreamId stream) override;
   Result<EventPtr> record(StreamId stream) override;
   Status wait(StreamId stream, const EventPtr& event) override;
   Result<bool> passed(const EventPtr& event) override;
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
-  Result<bool> capturing(StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
   Status register_host(void* data, size_t bytes) override;
   void unregister_host(void* data, size_t bytes) noexcept override;
@@ -132,6 +134,7 @@ class ChaosDevice final : public Device {
   };
   class PointEvent;
 
+  AgentId agent(StreamId stream) const noexcept;
   AgentId next_agent_locked() { return AgentId{agents_++}; }
   StreamId add_stream_locked(const std::string& name);
   HostAgent& host_locked();

@@ -25,6 +25,7 @@ class HookedDevice final : public Device {
   std::string pci_address() const override { return {}; }
   Result<DeviceMemory> memory() override { return DeviceMemory{}; }
   StreamId copy_stream(Direction) noexcept override { return StreamId{1}; }
+  Result<bool> capturing(StreamId) override { return false; }
   Result<EventPtr> record(StreamId) override { return std::make_shared<Event>(); }
   Status wait(StreamId, const EventPtr&) override { return success(); }
   Result<bool> passed(const EventPtr&) override { return pass.load(); }
@@ -33,7 +34,6 @@ class HookedDevice final : public Device {
     if (on_copy) std::exchange(on_copy, nullptr)();
     return success();
   }
-  Result<bool> capturing(StreamId) override { return false; }
   Status synchronize(const EventPtr&) override { return success(); }
   Status register_host(void*, size_t) override { return success(); }
   void unregister_host(void*, size_t) noexcept override {}

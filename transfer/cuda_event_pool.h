@@ -1,0 +1,68 @@
+// Events of one CUDA context, made once and used again.
+#pragma once
+
+#include <ebbtide/transfer/cuda_context.h>
+#include <ebbtide/transfer/device.h>
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace ebbtide {
+
+class CudaEventPool;
+
+/// An event that has been recorded once, and goes back to its pool when the last reference dies. Nobody can then ask
+/// about its old point; streams that were made to wait for it still do, since the driver keeps what an event stood for
+/// at the time of the wait.
+class CudaPooledEvent final : public Event {
+ public:
+  CudaPooledEvent(CudaEventPool& pool, CudaEvent handle) noexcept : pool_(pool), handle_(handle) {}
+  ~CudaPooledEvent() override;
+
+  CudaEvent handle() const noexcept { return handle_; }
+  const CudaEventPool* pool() const noexcept { return &pool_; }
+
+ private:
+  CudaEventPool& pool_;  // kept alive by the allocator in the event's own control block
+  const CudaEvent handle_;
+};
+
+/// Grows to the most events alive at once, and then neither makes events nor allocates.
+///
+/// Threads:  any. Lock: a leaf, held across no call of the driver.
+/// Lifetime: lives until its last event has died; the driver's events end with it.
+class CudaEventPool : public std::enable_shared_from_this<CudaEventPool> {
+ public:
+  CudaEventPool(std::shared_ptr<CudaContext> context, unsigned flags) : context_(std::move(context)), flags_(flags) {}
+  ~CudaEventPool();
+
+  /// An event at the end of what is enqueued on `stream`. Errors: as CudaContext.
+  Result<EventPtr> record(CudaStream stream);
+
+ private:
+  friend class CudaPooledEvent;
+  template <class T>
+  struct Allocator;
+  struct Block {
+    Block* next;
+  };
+
+  CudaEvent take_idle() noexcept;
+  CudaResult make(CudaApi& api, CudaEvent* event);
+  void give_back(CudaEvent event) noexcept;
+  void* take_block(size_t bytes);
+  void give_block(void* memory) noexcept;
+
+  const std::shared_ptr<CudaContext> context_;
+  const unsigned flags_;
+  std::mutex mutex_;
+  // All below: guarded by mutex_.
+  std::vector<CudaEvent> idle_;  // with room for all that were made
+  size_t made_ = 0;
+  Block* blocks_ = nullptr;  // memory for events and their control blocks, all of one size
+};
+
+}  // namespace ebbtide
