@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -42,14 +43,21 @@ namespace ebbtide::test {
 
 inline constexpr std::chrono::milliseconds kHoldTime{100};
 
-/// Zeroed host memory, registered with the device while it lives.
+/// Zeroed host memory in pages of its own: a real driver registers whole pages.
+inline std::shared_ptr<std::byte> page_memory(size_t bytes) {
+  constexpr size_t kPage = 4096;
+  const size_t whole = (bytes + kPage - 1) / kPage * kPage;
+  auto* const data = static_cast<std::byte*>(std::aligned_alloc(kPage, whole));
+  std::memset(data, 0, whole);
+  return std::shared_ptr<std::byte>(data, std::free);
+}
+
+/// The same, registered with the device while it lives.
 inline std::shared_ptr<std::byte> registered_memory(Device& device, size_t bytes) {
-  auto* const data = new std::byte[bytes]{};
-  EXPECT_TRUE(device.register_host(data, bytes));
-  return std::shared_ptr<std::byte>(data, [&device, bytes](std::byte* it) {
-    device.unregister_host(it, bytes);
-    delete[] it;
-  });
+  const std::shared_ptr<std::byte> memory = page_memory(bytes);
+  EXPECT_TRUE(device.register_host(memory.get(), bytes));
+  return std::shared_ptr<std::byte>(memory.get(),
+                                    [&device, bytes, memory](std::byte* it) { device.unregister_host(it, bytes); });
 }
 
 /// Over a ChaosDevice. Where it is lazy, nothing ends before finish() or a synchronize().

@@ -38,9 +38,7 @@ TYPED_TEST_P(CudaContract, ACaptureIsLeftAloneAndNotBrokenByAnyThread) {
       this->order(other, this->out());
       this->copy_out(host.get(), memory.get());
       this->order(this->out(), other);
-      std::vector<std::byte> own(kContractBytes);
-      EXPECT_TRUE(this->device().register_host(own.data(), own.size()));
-      this->device().unregister_host(own.data(), own.size());
+      (void)registered_memory(this->device(), kContractBytes);
     }
     EXPECT_TRUE(this->device().synchronize(this->record(this->out())));
   };

@@ -21,10 +21,22 @@ namespace ebbtide::test {
 
 constexpr size_t kContractBytes = 64 << 10;
 
-/// Rig: may skip the test in its constructor, saying why.
+/// Why there is no such rig on this machine; none: there is.
+template <class Rig>
+std::optional<std::string> why_unavailable() {
+  if constexpr (requires { Rig::unavailable(); })
+    return Rig::unavailable();
+  else
+    return std::nullopt;
+}
+
 template <class Rig>
 class DeviceContract : public testing::Test {
  protected:
+  void SetUp() override {
+    if (const auto why = why_unavailable<Rig>()) GTEST_SKIP() << *why;
+    rig_.emplace();
+  }
   void TearDown() override {
     if (!rig_) return;
     rig_->finish();
@@ -54,7 +66,7 @@ class DeviceContract : public testing::Test {
     return std::all_of(host, host + bytes, [&](std::byte byte) { return byte == std::byte(value); });
   }
 
-  std::optional<Rig> rig_{std::in_place};
+  std::optional<Rig> rig_;
 };
 
 TYPED_TEST_SUITE_P(DeviceContract);
@@ -191,12 +203,12 @@ TYPED_TEST_P(DeviceContract, AnEventMayOutliveTheDevice) {
 
 TYPED_TEST_P(DeviceContract, HostMemoryIsRegisteredOnce) {
   if (this->device().is_host()) return;  // nothing to do
-  std::vector<std::byte> memory(kContractBytes);
-  ASSERT_TRUE(this->device().register_host(memory.data(), memory.size()));
-  EXPECT_EQ(this->device().register_host(memory.data(), memory.size()).failure().code, FailureCode::kInvalid);
-  this->device().unregister_host(memory.data(), memory.size());
-  ASSERT_TRUE(this->device().register_host(memory.data(), memory.size())) << "and may be again";
-  this->device().unregister_host(memory.data(), memory.size());
+  const auto memory = page_memory(kContractBytes);
+  ASSERT_TRUE(this->device().register_host(memory.get(), kContractBytes));
+  EXPECT_EQ(this->device().register_host(memory.get(), kContractBytes).failure().code, FailureCode::kInvalid);
+  this->device().unregister_host(memory.get(), kContractBytes);
+  ASSERT_TRUE(this->device().register_host(memory.get(), kContractBytes)) << "and may be again";
+  this->device().unregister_host(memory.get(), kContractBytes);
   this->rig_.reset();  // the pretend device notes it as misuse
 }
 

@@ -1,0 +1,123 @@
+// What a lane makes of CudaDevice's answers.
+#include <ebbtide/transfer/copy_lane.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/support/device_rig.h"
+#include "tests/support/fake_clock.h"
+
+namespace ebbtide::test {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+constexpr size_t kChunk = 4096;
+
+/// On a lazy device nothing passes before let_pass().
+class CopyLaneOnCuda : public testing::Test {
+ protected:
+  ~CopyLaneOnCuda() override {
+    rig_.finish();
+    lane_.close();
+    lane_.pump();
+    EXPECT_TRUE(lane_.idle());
+    rig_.expect_clean();
+  }
+
+  CopyJobPtr submit(const std::string& name, size_t chunks, Urgency urgency = Urgency::kQueued) {
+    struct Memory {
+      std::shared_ptr<std::byte> host, device;
+    };
+    const size_t bytes = chunks * kChunk;
+    auto memory = std::make_shared<Memory>(Memory{rig_.host(bytes), rig_.allocate(bytes, compute_)});
+    CopyRequest request{.after = rig_.device().record(compute_).value(), .keepalive = memory, .urgency = urgency};
+    alive_ = memory;
+    for (size_t at = 0; at < bytes; at += kChunk)
+      request.chunks.push_back({memory->device.get() + at, memory->host.get() + at, kChunk});
+    request.done = [this, name](const Status& status) {
+      done_.push_back(name + (status.ok()                                        ? " ok"
+                              : status.failure().code == FailureCode::kCancelled ? " cancelled"
+                                                                                 : " failed"));
+    };
+    return lane_.submit(std::move(request));
+  }
+  void let_pass() {
+    rig_.finish();
+    lane_.pump();
+  }
+
+  FakeCudaRig rig_;
+  StreamId compute_ = rig_.make_stream("compute");
+  FakeClock clock_;
+  CopyLane lane_{rig_.device(), clock_, Direction::kIn, {.max_in_flight = Bytes(4 * kChunk)}};
+  std::vector<std::string> done_;
+  std::weak_ptr<void> alive_;
+};
+
+TEST_F(CopyLaneOnCuda, JobsGoInTurnWithinTheCapAndADemandOvertakes) {
+  submit("first", 3);
+  const CopyJobPtr second = submit("second", 2), needed = submit("needed", 2, Urgency::kDemand);
+  EXPECT_EQ(second->event(), nullptr);
+  EXPECT_NE(needed->event(), nullptr);
+  EXPECT_THAT(done_, IsEmpty());
+  let_pass();
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("first ok", "needed ok", "second ok"));
+}
+
+TEST_F(CopyLaneOnCuda, CancelWaitsForWhatIsInFlight) {
+  const CopyJobPtr job = submit("large", 6);
+  lane_.cancel(job);
+  lane_.pump();
+  EXPECT_FALSE(alive_.expired());
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("large cancelled"));
+  EXPECT_TRUE(alive_.expired());
+}
+
+TEST_F(CopyLaneOnCuda, WithoutMemoryForAnEventAJobGoesOnLater) {
+  rig_.api().fail("event_record", 1, CudaResult::kOutOfMemory);  // the first is the test's own
+  const CopyJobPtr job = submit("job", 2);
+  EXPECT_EQ(job->event(), nullptr);
+  lane_.pump();
+  EXPECT_NE(job->event(), nullptr);
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("job ok"));
+}
+
+TEST_F(CopyLaneOnCuda, AQueryThatACaptureForbidsFreesNothing) {
+  submit("job", 2);
+  rig_.api().fail("event_query", 0, CudaResult::kStreamCaptureUnsupported);
+  lane_.pump();
+  EXPECT_THAT(done_, IsEmpty());
+  EXPECT_FALSE(alive_.expired());
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("job ok"));
+}
+
+TEST_F(CopyLaneOnCuda, ALostDeviceEndsEverythingWithTheFirstReason) {
+  const CopyJobPtr first = submit("first", 3), queued = submit("queued", 3);
+  rig_.api().lose(CudaResult::kIllegalAddress);
+  lane_.pump();
+  EXPECT_THAT(done_, ElementsAre("first failed", "queued failed"));
+  EXPECT_THAT(first->failure().message, testing::HasSubstr("CUDA_ERROR_700"));
+  EXPECT_EQ(queued->failure().message, first->failure().message);
+}
+
+TEST_F(CopyLaneOnCuda, TheProcessesEndCancelsQuietly) {
+  submit("first", 3);
+  submit("queued", 3);
+  rig_.api().end_process();
+  lane_.pump();
+  EXPECT_THAT(done_, ElementsAre("first cancelled", "queued cancelled"));
+  EXPECT_EQ(lane_.stats().failed, 0);
+}
+
+}  // namespace
+}  // namespace ebbtide::test
