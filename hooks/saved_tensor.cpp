@@ -48,6 +48,13 @@ class BackwardEnd {
   int task_;
 };
 
+/// Why the tensors of a device that is served in general do not move now; null if they do.
+const char* why_not_from(const Accelerators::Served& served, StreamId stream) {
+  if (!served.device) return "on a device that could not be opened";
+  const Result<bool> capturing = served.device->capturing(stream);
+  return capturing.ok() && capturing.value() ? "inside a graph capture" : nullptr;
+}
+
 }  // namespace
 
 void set_error_translator(void (*rethrow)(const Error& error)) {
@@ -64,7 +71,17 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
     producer_ = &typeid(*producer);
     tensor_ = tensor.getIntrusivePtr();
   }
-  if (const char* reason = why_pass_through(tensor, core.min_bytes(), scope.parameters())) {
+  const bool on_host = tensor.device().is_cpu();
+  HooksOfStore& hooks = scope.hooks();
+  Accelerators::Served served;
+  StreamId stream = kHostStream;
+  const char* reason = why_pass_through(tensor, core.min_bytes(on_host), hooks.parameters, hooks.accelerators);
+  if (reason == nullptr && !on_host) {
+    served = hooks.accelerators.of(core, tensor.device());
+    stream = current_stream(tensor.device());
+    reason = why_not_from(served, stream);
+  }
+  if (reason != nullptr) {
     core.note_passed_through(reason, storage_footprint(tensor));
     // A result keeps its node, which keeps this hook: as torch does, keep such a tensor without its history.
     passed_through_ = producer_ != nullptr ? tensor.tensor_data() : tensor;
@@ -77,11 +94,14 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .version = saved_version_,
                              .begin = view_.begin(),
                              .end = view_.end(),
-                             .footprint = Bytes(static_cast<int64_t>(storage.nbytes()))};
+                             .footprint = Bytes(static_cast<int64_t>(storage.nbytes())),
+                             .device = served.number,
+                             .stream = stream};
   auto packed = translated(
       [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage); }); });
   record_ = std::move(packed.record);
   view_.shift(packed.origin);
+  if (!on_host) note_streams(tensor, *served.device);
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {
@@ -93,7 +113,9 @@ at::Tensor SavedTensor::call_unpack_hook() {
 
 at::Tensor SavedTensor::unpack_record() {
   StoreCore& core = record_->core();
-  const StoreCore::Unpacked unpacked = core.unpack(*record_);
+  const c10::Device device = view_.device();
+  const StoreCore::Unpacked unpacked =
+      core.unpack(*record_, device.is_cpu() ? kHostStream : current_stream(device));
   auto storage = std::static_pointer_cast<TorchStorage>(unpacked.storage);
   if (!storage)
     storage = std::static_pointer_cast<TorchStorage>(

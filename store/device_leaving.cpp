@@ -302,7 +302,8 @@ void StoreCore::forget_copies_locked(Record& record, Work& work) {
   }
   if (lower.sinking) sinking_ -= lower.memory->bytes();
   if (lower.lifting) --lifting_;
-  (void)let_go_host_locked(record);
+  auto memory = let_go_host_locked(record);
+  if (in_child_) new auto(std::move(memory));  // the pool's lock may be held for ever
 }
 
 }  // namespace ebbtide

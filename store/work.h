@@ -45,6 +45,13 @@ class StoreCore::Work {
   /// REQUIRES: the core's lock is not held. May be called once.
   void run();
 
+  /// In a forked child: what is under way is the parent's.
+  void leave_to_parent() noexcept {
+    cancelled.clear();
+    cancelled_copies.clear();
+    reads.clear();
+  }
+
   struct Write {
     std::shared_ptr<Record> record;
     std::shared_ptr<DeviceStorage> storage;

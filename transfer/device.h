@@ -58,6 +58,9 @@ class Device {
   virtual Result<bool> passed(const EventPtr& event) = 0;
   /// Enqueues a copy. Host memory should be registered, or the copy may be synchronous.
   virtual Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) = 0;
+  /// Whether what is enqueued on `stream` is now recorded into a graph instead of run: then no event that is recorded
+  /// there ever passes, and no copy may wait for one.
+  virtual Result<bool> capturing(StreamId stream) = 0;
   /// Blocks until `event` has passed. For close() and tests only.
   virtual Status synchronize(const EventPtr& event) = 0;
 

@@ -47,6 +47,11 @@ Status HostDevice::copy(void* to, const void* from, size_t bytes, Direction, Str
   return success();
 }
 
+Result<bool> HostDevice::capturing(StreamId stream) {
+  if (Status ours = only_host_stream(stream); !ours.ok()) return ours.failure();
+  return false;
+}
+
 Status HostDevice::synchronize(const EventPtr&) {
   return success();
 }

@@ -89,6 +89,7 @@ class MutantDevice final : public Device {
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
     return inner_.copy(to, from, bytes, direction, stream);
   }
+  Result<bool> capturing(StreamId stream) override { return inner_.capturing(stream); }
   Status synchronize(const EventPtr& event) override { return inner_.synchronize(event); }
   Status register_host(void* data, size_t bytes) override { return inner_.register_host(data, bytes); }
   void unregister_host(void* data, size_t bytes) noexcept override { inner_.unregister_host(data, bytes); }

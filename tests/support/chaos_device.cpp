@@ -106,6 +106,12 @@ Status ChaosDevice::copy(void* to, const void* from, size_t bytes, Direction dir
   return success();
 }
 
+Result<bool> ChaosDevice::capturing(StreamId stream) {
+  const std::lock_guard lock(mutex_);
+  if (auto refused = refuse_stream_locked(stream)) return *std::move(refused);
+  return false;
+}
+
 Status ChaosDevice::synchronize(const EventPtr& event) {
   const std::lock_guard lock(mutex_);
   if (lost_) return *lost_;

@@ -33,6 +33,7 @@ class HookedDevice final : public Device {
     if (on_copy) std::exchange(on_copy, nullptr)();
     return success();
   }
+  Result<bool> capturing(StreamId) override { return false; }
   Status synchronize(const EventPtr&) override { return success(); }
   Status register_host(void*, size_t) override { return success(); }
   void unregister_host(void*, size_t) noexcept override {}
