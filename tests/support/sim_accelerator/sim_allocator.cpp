@@ -6,6 +6,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "tests/support/sim_accelerator/sim_accelerator.h"
 #include "tests/support/sim_accelerator/sim_device.h"
 
 namespace ebbtide::test {
@@ -123,7 +124,9 @@ class SimAllocator final : public c10::DeviceAllocator {
   }
 
   bool initialized() override { return true; }
-  void emptyCache(c10::MempoolId_t) override {}
+  void emptyCache(c10::MempoolId_t) override {
+    for (c10::DeviceIndex i = 0; i < SimAccelerator::kDevices; ++i) give_back_fenced(*sim_device(i), /*wait=*/true);
+  }
 
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex index) override {
     const std::shared_ptr<SimDevice> device = sim_device(index);

@@ -78,7 +78,7 @@ c10::Stream exchange_sim_stream(c10::Stream stream) {
 StreamId chaos_stream(const SimDevice& device, const c10::Stream& stream) {
   TORCH_CHECK(stream.device_type() == kSimType && stream.device_index() == device.index,
               "sim: a stream of another device: ", stream);
-  return device.streams.at(static_cast<size_t>(stream.id()));
+  return stream.id() == 0 ? device.streams.front() : StreamId{static_cast<uint64_t>(stream.id())};
 }
 
 }  // namespace ebbtide::test

@@ -69,7 +69,8 @@ c10::DeviceIndex exchange_sim_device(c10::DeviceIndex index);
 c10::Stream current_sim_stream(c10::DeviceIndex index);
 c10::Stream exchange_sim_stream(c10::Stream stream);
 
-/// The ChaosDevice's name of a stream of torch.
+/// The ChaosDevice's name of a stream of torch, which is torch's name too, but for the default stream (0 there). So, as
+/// with CUDA's external streams, torch can be told of a stream that it did not make.
 StreamId chaos_stream(const SimDevice& device, const c10::Stream& stream);
 
 /// The device's failures as torch raises CUDA's.

@@ -42,8 +42,8 @@ class SimGuard final : public c10::impl::DeviceGuardImplInterface {
   }
   c10::Stream getNewStream(c10::Device device, int) const override {
     const std::shared_ptr<SimDevice> sim = sim_device(index_of(device));
-    const unsigned turn = sim->next_in_pool++ % (kSimStreams - 1);
-    return c10::Stream(c10::Stream::UNSAFE, c10::Device(kSimType, sim->index), static_cast<c10::StreamId>(1 + turn));
+    const StreamId next = sim->streams.at(1 + sim->next_in_pool++ % (kSimStreams - 1));
+    return c10::Stream(c10::Stream::UNSAFE, c10::Device(kSimType, sim->index), static_cast<c10::StreamId>(next));
   }
   c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getNewStream(device, 0); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return exchange_sim_stream(stream); }
