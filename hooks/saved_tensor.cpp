@@ -33,16 +33,22 @@ auto translated(Body&& body) {
 }
 
 /// Tells the store that a graph task is over, however it ended: called, the backward succeeded; destroyed uncalled, it
-/// threw.
+/// threw. Not at its destruction alone: a thread of the engine's may hold the graph task for a while after the backward
+/// has returned.
 class BackwardEnd {
  public:
   BackwardEnd(const std::shared_ptr<Record>& record, int task)
       : core_(record->shared_core()), pass_(record->shared_pass()), task_(task) {}
-  ~BackwardEnd() { core_->task_ended(*pass_, task_); }
+  ~BackwardEnd() { note(); }
   BackwardEnd(const BackwardEnd&) = delete;
   BackwardEnd& operator=(const BackwardEnd&) = delete;
 
+  void note() noexcept {
+    if (!std::exchange(noted_, true)) core_->task_ended(*pass_, task_);
+  }
+
  private:
+  bool noted_ = false;
   std::shared_ptr<StoreCore> core_;
   std::shared_ptr<Pass> pass_;
   int task_;
@@ -129,7 +135,8 @@ at::Tensor SavedTensor::unpack_record() {
 void SavedTensor::announce_backward() {
   const int task = torch::autograd::get_current_graph_task_id();
   if (task == -1 || !record_->core().task_began(*record_, task)) return;
-  torch::autograd::Engine::get_default_engine().queue_callback([end = std::make_shared<BackwardEnd>(record_, task)] {});
+  torch::autograd::Engine::get_default_engine().queue_callback(
+      [end = std::make_shared<BackwardEnd>(record_, task)] { end->note(); });
 }
 
 std::string SavedTensor::producer() const {
