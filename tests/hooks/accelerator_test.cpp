@@ -16,6 +16,7 @@
 #include <tests/hooks/models.h>
 #include <tests/hooks/support.h>
 #include <tests/support/late_device.h>
+#include <tests/support/mutant_device.h>
 #include <tests/support/sim_accelerator/sim_accelerator.h>
 
 #include <chrono>
@@ -52,20 +53,21 @@ void order(c10::Stream earlier, c10::Stream later) {
 /// Two pretend accelerators, and a store that serves their tensors.
 class Machine {
  public:
-  explicit Machine(const Options& options, SimOptions sim = {}) : sim_(sim), store_(std::in_place, options) {
+  explicit Machine(const Options& options, SimOptions sim = {},
+                   MutantDevice::Mutation mutation = MutantDevice::Mutation::kNone)
+      : sim_(sim), mutant_(mutation != MutantDevice::Mutation::kNone), store_(std::in_place, options) {
     store_->on_warning([](const std::string&) {});
     hooks_of(*store_->core())
-        ->accelerators.serve(c10::DeviceType::PrivateUse1,
-                             [this, seed = sim.seed](c10::DeviceIndex index) -> Result<std::shared_ptr<Device>> {
-                               constexpr unsigned kLooksIn100[] = {100, 5, 30};
-                               return std::shared_ptr<Device>(
-                                   std::make_shared<LateDevice>(sim_.chaos(index), seed, kLooksIn100[seed % 3]));
-                             });
+        ->accelerators.serve(c10::DeviceType::PrivateUse1, [this, seed = sim.seed, mutation](c10::DeviceIndex index) {
+          constexpr unsigned kLooksIn100[] = {100, 5, 30};
+          auto late = std::make_shared<LateDevice>(sim_.chaos(index), seed, kLooksIn100[seed % 3]);
+          return Result(std::shared_ptr<Device>(std::make_shared<MutantDevice>(std::move(late), mutation)));
+        });
   }
 
   /// REQUIRES: all graphs and all device tensors of the test are gone.
   ~Machine() {
-    EXPECT_THAT(sim_.complaints(), IsEmpty());
+    if (!mutant_) EXPECT_THAT(sim_.complaints(), IsEmpty());
     expect_all_is_over(*store_);
     store_.reset();
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -76,7 +78,7 @@ class Machine {
       std::this_thread::yield();
     }
     EXPECT_EQ(allocated(), Bytes(0)) << "device memory outlived the store";
-    EXPECT_THAT(sim_.complaints(), IsEmpty());
+    if (!mutant_) EXPECT_THAT(sim_.complaints(), IsEmpty());
   }
 
   SimAccelerator& sim() { return sim_; }
@@ -86,6 +88,7 @@ class Machine {
 
  private:
   SimAccelerator sim_;
+  const bool mutant_;
   std::optional<Store> store_;
 };
 
@@ -339,6 +342,64 @@ TEST(AcceleratorTest, TensorOfASideStreamSavedOnTheMainOne) {
   });
 }
 
+// Torch need not be told of the main stream: the graph keeps the tensor until the side stream comes after its last use.
+// The store lets go of it long before.
+TEST(AcceleratorTest, TensorOfASideStreamThatTheGraphKeeps) {
+  expect_same_as_plain(
+      [](SimAccelerator& sim, Store* store) {
+        const c10::Stream side = sim.side_stream();
+        const at::Tensor weight = device_leaf(3);
+        const auto on_side = [&](const std::function<void()>& body) {
+          const c10::StreamGuard guard(side);
+          body();
+        };
+        order(default_stream(), side);
+        at::Tensor loss = under(store, [&] {
+          at::Tensor loaded;
+          on_side([&] { loaded = leaf(1).detach().to(SimAccelerator::device()); });
+          order(side, default_stream());
+          return (weight * loaded).sum();
+        });
+        // Would be given its memory.
+        on_side([&] { at::zeros({kFloats}, weight.options().requires_grad(false)); });
+        const at::Tensor gradient = gradient_of(loss, weight, /*retain_graph=*/true);
+        order(default_stream(), side);
+        loss = at::Tensor();
+        return to_cpu({gradient});
+      },
+      {Bytes(0)});
+}
+
+// As above, and the tensor's node is one of the main stream, so that nothing but its memory is of the side stream.
+TEST(AcceleratorTest, TensorOfASideStreamWrittenOnTheMainOne) {
+  expect_same_as_plain(
+      [](SimAccelerator& sim, Store* store) {
+        const c10::Stream side = sim.side_stream();
+        const at::Tensor weight = device_leaf(3);
+        const auto zeros = [&] { return at::zeros({kFloats}, weight.options().requires_grad(false)); };
+        order(default_stream(), side);
+        at::Tensor loss = under(store, [&] {
+          at::Tensor written;
+          {
+            const c10::StreamGuard guard(side);
+            written = zeros();
+          }
+          order(side, default_stream());
+          written.add_(weight);
+          return (written * written).sum();
+        });
+        {
+          const c10::StreamGuard guard(side);
+          zeros();
+        }
+        const at::Tensor gradient = gradient_of(loss, weight, /*retain_graph=*/true);
+        order(default_stream(), side);
+        loss = at::Tensor();
+        return to_cpu({gradient});
+      },
+      {Bytes(0)});
+}
+
 TEST(AcceleratorTest, StreamSwitchedBetweenForwardAndBackward) {
   expect_same_as_plain([](SimAccelerator& sim, Store* store) {
     const c10::Stream side = sim.side_stream(), third = sim.side_stream();
@@ -497,6 +558,41 @@ TEST(AcceleratorTest, WhatRunsOutOfMemoryPlainTrainsWithTheStore) {
     EXPECT_LE(machine.sim().peak(), cap);
   }
 }
+
+/// Orders that the store makes, each left out: the race detector must see it in every schedule.
+class AcceleratorMutantTest : public testing::TestWithParam<MutantDevice::Mutation> {};
+
+TEST_P(AcceleratorMutantTest, IsCaughtInEverySchedule) {
+  for (uint64_t seed = 0; seed < seeds(20); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Machine machine(to_host(Bytes(0)), {.seed = seed}, GetParam());
+    (void)train("transformer", &machine.store());
+    EXPECT_THAT(machine.sim().complaints(), testing::Contains(testing::HasSubstr("race: ")));
+  }
+}
+
+const char* name_of(MutantDevice::Mutation mutation) {
+  switch (mutation) {
+    case MutantDevice::Mutation::kNone:
+      return "None";
+    case MutantDevice::Mutation::kComputeDoesNotWait:
+      return "ComputeDoesNotWait";
+    case MutantDevice::Mutation::kCopyOutDoesNotWait:
+      return "CopyOutDoesNotWait";
+    case MutantDevice::Mutation::kCopyInDoesNotWait:
+      return "CopyInDoesNotWait";
+    case MutantDevice::Mutation::kPassedTooEarly:
+      return "PassedTooEarly";
+  }
+  return "";
+}
+
+INSTANTIATE_TEST_SUITE_P(Orders, AcceleratorMutantTest,
+                         testing::Values(MutantDevice::Mutation::kComputeDoesNotWait,
+                                         MutantDevice::Mutation::kCopyOutDoesNotWait,
+                                         MutantDevice::Mutation::kCopyInDoesNotWait,
+                                         MutantDevice::Mutation::kPassedTooEarly),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace
 }  // namespace ebbtide::test
