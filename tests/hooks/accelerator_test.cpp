@@ -19,6 +19,7 @@
 #include <tests/support/mutant_device.h>
 #include <tests/support/sim_accelerator/sim_accelerator.h>
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -26,6 +27,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -526,7 +528,121 @@ TEST(AcceleratorTest, InPlaceWriteAfterSavingIsTorchsError) {
   }
 }
 
-// What the lead of a large run wants: a model that does not fit, fits.
+TEST(AcceleratorTest, WithoutRoomAnywhereTensorsAreKept) {
+  const std::string name = "mlp";
+  const Tensors& expected = plain(name, /*times=*/16);
+  for (uint64_t seed = 0; seed < seeds(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Options options = to_host(Bytes(0));
+    options.host_budget = MiB(2);
+    Machine machine(options, {.seed = seed});
+    EXPECT_TRUE(same_bits(train(name, &machine.store(), /*times=*/16), expected));
+    const Stats stats = machine.store().stats();
+    EXPECT_GT(stats.kept.tensors, 0);
+    EXPECT_GT(stats.offloaded.tensors, 0);
+    EXPECT_LE(stats.host.peak_bytes, MiB(2));
+  }
+}
+
+// After a few steps the store knows what a pass saves, and places by that.
+TEST(AcceleratorTest, ManySteps) {
+  constexpr int kSteps = 6;
+  const auto many = [](Store* store) { return train("custom_function", store, /*times=*/1, kSteps); };
+  Tensors expected;
+  {
+    const SimAccelerator sim;
+    expected = many(nullptr);
+  }
+  for (const int64_t budget_kib : {0, 24, 48, 72}) {
+    for (uint64_t seed = 0; seed < seeds(6); ++seed) {
+      SCOPED_TRACE(std::to_string(budget_kib) + " KiB, seed " + std::to_string(seed));
+      Machine machine(to_host(KiB(budget_kib)), {.seed = seed});
+      EXPECT_TRUE(same_bits(many(&machine.store()), expected));
+      EXPECT_EQ(machine.store().stats().passes, kSteps);
+      EXPECT_LE(machine.tier().peak_bytes, KiB(budget_kib) + largest_saved("custom_function"));
+    }
+  }
+}
+
+TEST(AcceleratorTest, TwoThreadsTrainOnOneDeviceAndOneStore) {
+  const auto one = [](Store* store, int seed) {
+    const at::Tensor weight = device_leaf(seed), x = device_leaf(seed + 10);
+    for (int step = 0; step < 3; ++step) under(store, [&] { return chain(x * weight); }).backward();
+    return to_cpu({weight.grad(), x.grad()});
+  };
+  const auto both = [&](Store* store) {
+    std::array<Tensors, 2> seen;
+    std::thread other([&] {
+      at::set_num_threads(1);
+      seen[1] = one(store, 1);
+    });
+    seen[0] = one(store, 0);
+    other.join();
+    return seen;
+  };
+  std::array<Tensors, 2> expected;
+  {
+    const SimAccelerator sim;
+    expected = {one(nullptr, 0), one(nullptr, 1)};
+  }
+  for (uint64_t seed = 0; seed < seeds(12); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Machine machine(to_host(Bytes(0)), {.seed = seed});
+    const auto seen = both(&machine.store());
+    for (const size_t i : {0, 1}) EXPECT_TRUE(same_bits(seen[i], expected[i]));
+  }
+}
+
+TEST(AcceleratorTest, BackwardThatThrowsLeavesNothingBehind) {
+  for (uint64_t seed = 0; seed < seeds(12); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Machine machine(to_host(Bytes(0)), {.seed = seed});
+    const at::Tensor x = device_leaf(1);
+    at::Tensor hidden;
+    at::Tensor loss = under(&machine.store(), [&] {
+      hidden = (x * 2).sin().exp();
+      return chain(hidden.cos());
+    });
+    hidden.register_hook([](const at::Tensor&) -> at::Tensor { throw std::runtime_error("the user's"); });
+    EXPECT_THROW(loss.backward(), std::runtime_error);
+    const at::Tensor again = under(&machine.store(), [&] { return chain(x * 3); });
+    again.backward();
+  }
+}
+
+// A tensor that cannot leave stays; one that cannot come back is an error.
+TEST(AcceleratorTest, RefusedCopiesAndRegistrationsChangeNoBit) {
+  using Call = ChaosDevice::Call;
+  Tensors expected;
+  const auto body = [](Store* store) {
+    const at::Tensor x = device_leaf(1), weight = device_leaf(2);
+    under(store, [&] { return chain(x * weight); }).backward();
+    return to_cpu({x.grad(), weight.grad()});
+  };
+  {
+    const SimAccelerator sim;
+    expected = body(nullptr);
+  }
+  int unharmed = 0;
+  for (const auto& [call, code] :
+       {std::pair(Call::kCopy, FailureCode::kInvalid), std::pair(Call::kRegisterHost, FailureCode::kUnsupported)}) {
+    for (int skip = 0; skip < 8; ++skip) {
+      SCOPED_TRACE("call " + std::to_string(static_cast<int>(call)) + ", the " + std::to_string(skip) + "th");
+      Machine machine(to_host(Bytes(0)), {.seed = static_cast<uint64_t>(skip)});
+      machine.sim().chaos()->fail(call, skip, Failure{code, 0, "The pretend device refuses."});
+      try {
+        EXPECT_TRUE(same_bits(body(&machine.store()), expected));
+        ++unharmed;
+      } catch (const Error& error) {
+        EXPECT_THAT(error.what(), testing::HasSubstr("The pretend device refuses."));
+        EXPECT_EQ(call, Call::kCopy);
+      }
+    }
+  }
+  EXPECT_GE(unharmed, 12) << "of 16: those whose failure came while tensors left";
+}
+
+// What the library is for.
 TEST(AcceleratorTest, WhatRunsOutOfMemoryPlainTrainsWithTheStore) {
   const auto forward = [](const at::Tensor& x) {
     at::Tensor h = x;
