@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <optional>
@@ -150,10 +151,13 @@ const Tensors& plain(const std::string& name, int64_t times = 1) {
   return it->second;
 }
 
-/// How many seeds a test tries; EBBTIDE_SEEDS asks for more.
+bool is_long() {
+  return std::getenv("EBBTIDE_LONG") != nullptr;
+}
+
+/// How many seeds a test tries.
 uint64_t seeds(uint64_t usual) {
-  const char* asked = std::getenv("EBBTIDE_SEEDS");
-  return asked != nullptr ? std::strtoull(asked, nullptr, 10) : usual;
+  return is_long() ? 10 * usual : usual;
 }
 
 /// What is over the budget goes to host memory, and no further.
@@ -673,6 +677,26 @@ TEST(AcceleratorTest, WhatRunsOutOfMemoryPlainTrainsWithTheStore) {
     EXPECT_TRUE(same_bits(to_cpu({x.grad()}), expected));
     EXPECT_LE(machine.sim().peak(), cap);
   }
+}
+
+// As many as time allows; --long tries them all.
+TEST(AcceleratorSweep, SmallTransformersInAnySchedule) {
+  constexpr uint64_t kSeeds = 1000;
+  constexpr std::chrono::seconds kTime{20};
+  const std::string name = "transformer";
+  const Tensors& expected = plain(name);
+  const Folder folder;
+  const auto begin = std::chrono::steady_clock::now();
+  uint64_t seed = 0;
+  for (; seed < kSeeds && (is_long() || std::chrono::steady_clock::now() < begin + kTime); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const Bytes budget = KiB(static_cast<int64_t>(seed * 37 % 600));
+    Machine machine(seed % 2 == 0 ? to_host(budget) : to_disk(folder, budget), {.seed = seed});
+    ASSERT_TRUE(same_bits(train(name, &machine.store()), expected));
+    if (seed % 2 == 0) ASSERT_LE(machine.tier().peak_bytes, budget + largest_saved(name));
+  }
+  std::cout << "seeds reached: " << seed << " of " << kSeeds << "\n";
+  RecordProperty("seeds", std::to_string(seed));
 }
 
 /// Orders that the store makes, each left out: the race detector must see it in every schedule.
