@@ -646,6 +646,58 @@ TEST(AcceleratorTest, RefusedCopiesAndRegistrationsChangeNoBit) {
   EXPECT_GE(unharmed, 12) << "of 16: those whose failure came while tensors left";
 }
 
+/// Under a capture all the time.
+class CapturingDevice final : public LateDevice {
+ public:
+  using LateDevice::LateDevice;
+  Result<bool> capturing(StreamId) override { return true; }
+};
+
+TEST(AcceleratorTest, WhatIsNotServedStaysWithItsReason) {
+  SimAccelerator sim;
+  const std::map<std::string, std::optional<OpenDevice>> openers = {
+      {"on a device that is not served", std::nullopt},
+      {"on a device that could not be opened",
+       [](c10::DeviceIndex) {
+         return Result<std::shared_ptr<Device>>(Failure{FailureCode::kUnsupported, 0, "The driver is too old."});
+       }},
+      {"inside a graph capture",
+       [&](c10::DeviceIndex index) {
+         return Result<std::shared_ptr<Device>>(std::make_shared<CapturingDevice>(sim.chaos(index), 0, 100));
+       }},
+  };
+  Tensors expected;
+  for (const auto& [reason, open] : openers) {
+    SCOPED_TRACE(reason);
+    Store store(to_host(Bytes(0)));
+    std::vector<std::string> warnings;
+    store.on_warning([&](const std::string& text) { warnings.push_back(text); });
+    if (open) hooks_of(*store.core())->accelerators.serve(c10::DeviceType::PrivateUse1, *open);
+    Tensors seen;
+    {
+      const at::Tensor x = device_leaf(1);
+      under(&store, [&] { return chain(x * 2); }).backward();
+      const int64_t passed_through = store.stats().passed_through.tensors;
+      EXPECT_GT(passed_through, 0);
+      EXPECT_EQ(store.stats().saved.tensors, 0);
+      EXPECT_EQ(store.stats().passed_through_reasons.at(reason).tensors, passed_through);
+      seen = to_cpu({x.grad()});
+    }
+    if (expected.empty()) expected = seen;
+    EXPECT_TRUE(same_bits(seen, expected));
+    // The next call that may warn does: a pack of what does move.
+    {
+      const at::Tensor x = leaf(1);
+      under(&store, [&] { return chain(x * 2); });
+    }
+    if (reason == "on a device that could not be opened")
+      EXPECT_THAT(warnings, testing::ElementsAre(testing::HasSubstr("The driver is too old.")));
+    else
+      EXPECT_THAT(warnings, IsEmpty());
+  }
+  EXPECT_THAT(sim.complaints(), IsEmpty());
+}
+
 // What the library is for.
 TEST(AcceleratorTest, WhatRunsOutOfMemoryPlainTrainsWithTheStore) {
   const auto forward = [](const at::Tensor& x) {
