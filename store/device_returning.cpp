@@ -34,8 +34,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           resident.identity = resident.storage->identity();
           by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
         }
-        const bool elsewhere = resident.returned && resident.stream != stream;
-        Unpacked unpacked{resident.storage, nullptr, resident.origin, elsewhere};
+        Unpacked unpacked{resident.storage, nullptr, resident.origin, resident.stream != stream};
         prefetch_locked(*record.pass_, tier, stream, work);
         begin_copies_in_locked(tier, stream, work);
         tier.note_peak();

@@ -83,7 +83,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     std::shared_ptr<DeviceStorage> storage;
     std::shared_ptr<ReturnedMemory> memory;
     Bytes origin;  ///< offset, in the storage that was saved, of the first byte of this one
-    /// It came back for another stream, so the framework must be told of the one that asks now.
+    /// It was saved or came back for another stream, and may be let go of before the graph is: the framework must be told
+    /// of the stream that asks now.
     bool of_another_stream = false;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute

@@ -453,6 +453,48 @@ TEST(AcceleratorTest, TensorSavedOnTwoStreams) {
   });
 }
 
+/// Reads what it saved on a stream of its own choice.
+struct ReadsElsewhere : torch::autograd::Function<ReadsElsewhere> {
+  static inline std::optional<c10::Stream> where;
+  static inline at::Tensor seen;
+
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
+    context->save_for_backward({x});
+    return x * 2;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    order(default_stream(), *where);
+    {
+      const c10::StreamGuard guard(*where);
+      seen = context->get_saved_variables()[0] * 3;
+    }
+    return {gradients[0] * 2};
+  }
+};
+
+// The graph keeps what it saved until the main stream comes after the other's read.
+TEST(AcceleratorTest, SavedTensorReadOnAnotherStream) {
+  expect_same_as_plain(
+      [](SimAccelerator& sim, Store* store) {
+        const c10::Stream side = sim.side_stream();
+        ReadsElsewhere::where = side;
+        const at::Tensor x = device_leaf(1);
+        at::Tensor loss = under(store, [&] {
+          const at::Tensor hidden = x * 5;
+          return ReadsElsewhere::apply(hidden).sum();
+        });
+        Tensors seen = {gradient_of(loss, x, /*retain_graph=*/true)};
+        seen.push_back(under(store, [&] { return chain(x * 3); }).detach());  // makes room, and takes it
+        order(side, default_stream());
+        seen.push_back(std::exchange(ReadsElsewhere::seen, at::Tensor()));
+        seen.back().record_stream(default_stream());
+        loss = at::Tensor();
+        return to_cpu(seen);
+      },
+      {Bytes(0), KiB(20), KiB(40)});
+}
+
 TEST(AcceleratorTest, RetainedGraph) {
   expect_same_as_plain([](SimAccelerator&, Store* store) {
     const at::Tensor x = device_leaf(1);
