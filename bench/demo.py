@@ -108,7 +108,7 @@ class Demo:
             self.runs = {name: Run(name) for name in ORDER}
             for name in ("plain", "plain_cpp"):  # the same model saves the same
                 self.runs[name].saved_bytes = self.runs[name].kept_bytes = self._saved_bytes
-                self.runs[name].spilled_bytes = self.runs[name].recomputed_bytes = 0
+                self.runs[name].offloaded_bytes = self.runs[name].spilled_bytes = self.runs[name].recomputed_bytes = 0
             self._account_checkpoint(contenders["checkpoint"].ask("observe"))
             for _ in range(self._arguments.steps):
                 for name in ORDER:
@@ -150,7 +150,7 @@ class Demo:
     def _account_checkpoint(self, observed: dict) -> None:
         run = self.runs["checkpoint"]
         run.saved_bytes, run.kept_bytes = self._saved_bytes, observed["saved_bytes"]
-        run.spilled_bytes, run.recomputed_bytes = 0, self._saved_bytes - observed["saved_bytes"]
+        run.offloaded_bytes, run.spilled_bytes, run.recomputed_bytes = 0, 0, self._saved_bytes - observed["saved_bytes"]
 
     def _step(self, contender: Contender, run: Run) -> None:
         self._progress.begin(run.name)
@@ -160,6 +160,7 @@ class Demo:
     def _finish(self, contender: Contender, run: Run) -> None:
         end = contender.finish()
         run.peak_rss_bytes = end["peak_rss_bytes"]
+        run.peak_device_bytes = end["peak_device_bytes"]
         if end["report"]:
             self.reports[run.name] = end["report"]
         if contender.messages():
@@ -168,7 +169,7 @@ class Demo:
     def _command(self, name: str) -> list[str]:
         mode, _, language = name.partition("_")
         program = [str(CPP_PROGRAM)] if language == "cpp" else [sys.executable, str(machine.ROOT / "bench/train_gpt.py")]
-        options = {option: getattr(self._arguments, option) for option in ("layers", "width", "tokens", "batch", "data", "seed")}
+        options = {option: getattr(self._arguments, option) for option in ("device", "layers", "width", "tokens", "batch", "data", "seed")}
         options["mode"] = mode
         if mode == "ebbtide":
             options |= {"budget": self.budget_bytes, "spill": self._arguments.spill}
@@ -176,7 +177,8 @@ class Demo:
 
 
 def model_name(arguments) -> str:
-    return f"GPT of {arguments.layers} layers, width {arguments.width}, {arguments.batch} x {arguments.tokens} tokens"
+    precision = ", bfloat16 autocast on a GPU" if arguments.device == "cuda" else ""
+    return f"GPT of {arguments.layers} layers, width {arguments.width}, {arguments.batch} x {arguments.tokens} tokens{precision}"
 
 
 def print_results(demo: Demo, arguments) -> None:

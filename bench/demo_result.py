@@ -13,6 +13,16 @@ RATIOS = {
     "checkpoint_over_plain": ("checkpoint", "plain"),
     "ebbtide_over_checkpoint": ("ebbtide", "checkpoint"),
 }
+# The table's columns of bytes, those of which some contender has any.
+COLUMNS = {
+    "peak_rss": "peak RSS",
+    "peak_device": "peak device",
+    "saved": "saved",
+    "kept": "kept",
+    "offloaded": "offloaded",
+    "spilled": "spilled",
+    "recomputed": "recomputed",
+}
 
 
 @dataclass
@@ -23,8 +33,10 @@ class Run:
     exit: str = "ok"
     step_s: list[float] = field(default_factory=list)
     peak_rss_bytes: int | None = None
+    peak_device_bytes: int | None = None
     saved_bytes: int | None = None
     kept_bytes: int | None = None
+    offloaded_bytes: int | None = None
     spilled_bytes: int | None = None
     recomputed_bytes: int | None = None
     bitwise_equal: bool | None = None
@@ -64,21 +76,21 @@ def ratios(runs: dict[str, Run]) -> dict[str, float]:
 
 def table(runs: dict[str, Run], title: str) -> Table:
     result = Table(
-        title=title, caption="medians of all steps but the first, which warms up; peak RSS over all steps; bytes of one step"
+        title=title, caption="medians of all steps but the first, which warms up; peaks over all steps; bytes of one step"
     )
-    for header in ("", "step", "x plain", "peak RSS", "saved", "kept", "spilled", "recomputed", "bitwise"):
+    # Offloading and a device's memory are there on a GPU only.
+    columns = [name for name in COLUMNS if any(getattr(run, f"{name}_bytes") for run in runs.values())]
+    for header in ("", "step", "x plain", *(COLUMNS[name] for name in columns), "bitwise"):
         result.add_column(header, justify="left" if header in ("", "bitwise") else "right")
     for run in runs.values():
         reference = runs["plain_cpp" if run.name.endswith("_cpp") else "plain"]
         capped = run.name.endswith("_capped")
+        counts = (getattr(run, f"{name}_bytes") for name in columns)
         result.add_row(
             run.name,
             "killed" if run.exit == "killed" else f"{run.step_s_median:.3f} s",
             "" if capped else f"{ratio(run, reference):.3f}",  # ran alone, so no step of plain's stood beside it
-            *(
-                "" if count is None else format_bytes(count)
-                for count in (run.peak_rss_bytes, run.saved_bytes, run.kept_bytes, run.spilled_bytes, run.recomputed_bytes)
-            ),
+            *("" if count is None else format_bytes(count) for count in counts),
             "reference" if run is reference else {True: "equal", False: "DIFFERENT", None: ""}[run.bitwise_equal],
             style="red" if run.bitwise_equal is False else None,
         )

@@ -40,7 +40,7 @@ def rows(options: list[str]) -> Iterator[Row]:
         name = run["name"]
         if run["step_s_median"] is not None:
             yield Row("demo", f"{name}.step_s_median", run["step_s_median"], "s")
-        for field in ("peak_rss_bytes", "saved_bytes", "kept_bytes", "spilled_bytes", "recomputed_bytes"):
+        for field in ("peak_rss_bytes", "peak_device_bytes", "saved_bytes", "kept_bytes", "offloaded_bytes", "spilled_bytes", "recomputed_bytes"):
             if run[field] is not None:
                 yield Row("demo", f"{name}.{field}", run[field], "B")
         if name not in ("plain", "plain_cpp", "plain_capped"):

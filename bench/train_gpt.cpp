@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "gpt.h"
 #include "text.h"
 
@@ -24,6 +25,7 @@ namespace {
 
 struct Arguments {
   int64_t layers = 12, width = 768, tokens = 512, batch = 4, steps = 6;
+  std::string device = "cpu";
   uint64_t seed = 0;
   std::string data = "/usr/share/common-licenses", mode = "plain", budget = "0", spill;
   bool turns = false;
@@ -31,6 +33,7 @@ struct Arguments {
 
 void add_options(CLI::App& app, Arguments& arguments) {
   const CLI::Range positive(int64_t{1}, int64_t{1} << 40);
+  app.add_option("--device", arguments.device)->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
   app.add_option("--layers", arguments.layers)->check(positive)->capture_default_str();
   app.add_option("--width", arguments.width, "A multiple of 64, the width of a head")
       ->check(positive)
@@ -68,7 +71,7 @@ std::string digest(const at::Tensor& loss, const std::vector<at::Tensor>& parame
   const float value = loss.item<float>();
   XXH3_128bits_update(state.get(), &value, sizeof(value));
   for (const at::Tensor& parameter : parameters) {
-    const at::Tensor gradient = parameter.grad().contiguous();
+    const at::Tensor gradient = parameter.grad().contiguous().cpu();
     XXH3_128bits_update(state.get(), gradient.const_data_ptr(), gradient.nbytes());
   }
   const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
@@ -89,7 +92,8 @@ struct Step {
 class Training {
  public:
   explicit Training(const Arguments& arguments)
-      : text_(load_text(arguments.data, arguments.tokens)),
+      : device_(arguments.device),
+        text_(load_text(arguments.data, arguments.tokens)),
         draw_(arguments.seed),
         batch_(arguments.batch),
         tokens_(arguments.tokens),
@@ -100,18 +104,20 @@ class Training {
   Step step() {
     const auto [inputs, targets] = next_batch();
     const nlohmann::json before = counters();
+    device_.wait();
     const auto start = std::chrono::steady_clock::now();
     optimizer_.zero_grad();
     at::Tensor loss;
     if (store_) {
       ebbtide::OffloadScope scope(*store_);
-      loss = model_(inputs, targets);
+      loss = forward(inputs, targets);
       scope.leave();  // raises what the destructor could not
     } else {
-      loss = model_(inputs, targets);
+      loss = forward(inputs, targets);
     }
     loss.backward();
     optimizer_.step();
+    device_.wait();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     nlohmann::json bytes = counters();
     for (auto& [name, value] : bytes.items()) value = value.get<int64_t>() - before.at(name).get<int64_t>();
@@ -119,13 +125,23 @@ class Training {
     return {seconds.count(), loss.item<float>(), digest(loss, model_->parameters()), std::move(bytes)};
   }
 
+  void forget_peak() { device_.forget_peak(); }
+  std::optional<int64_t> peak_device_bytes() const { return device_.peak_bytes(); }
+
   /// Ebbtide's report; nothing for plain.
   std::optional<std::string> report() const { return store_ ? std::optional(store_->report()) : std::nullopt; }
 
  private:
   static Gpt seeded_model(const Arguments& arguments) {
     torch::manual_seed(arguments.seed);
-    return Gpt(arguments.layers, arguments.width, arguments.tokens);
+    Gpt model(arguments.layers, arguments.width, arguments.tokens);
+    model->to(c10::Device(arguments.device));
+    return model;
+  }
+
+  at::Tensor forward(const at::Tensor& inputs, const at::Tensor& targets) {
+    const auto precision = device_.precision();
+    return model_(inputs, targets);
   }
 
   /// Bytes and the bytes that follow them, each (batch, tokens), int64; the same for every contender with the same
@@ -137,7 +153,8 @@ class Training {
       const uint64_t start = draw_() % (text_.size() - static_cast<size_t>(tokens_));
       out = std::copy_n(text_.begin() + static_cast<std::ptrdiff_t>(start), tokens_ + 1, out);
     }
-    return {rows.slice(1, 0, tokens_).contiguous(), rows.slice(1, 1, tokens_ + 1).contiguous()};
+    return {rows.slice(1, 0, tokens_).contiguous().to(device_.device()),
+            rows.slice(1, 1, tokens_ + 1).contiguous().to(device_.device())};
   }
 
   nlohmann::json counters() const {
@@ -145,10 +162,12 @@ class Training {
     const auto stats = store_->stats();
     return {{"saved", stats.saved.bytes.count()},
             {"kept", stats.kept.bytes.count()},
+            {"offloaded", stats.offloaded.bytes.count()},
             {"spilled", stats.spilled.bytes.count()},
             {"recomputed", stats.recomputed.bytes.count()}};
   }
 
+  StepOn device_;
   std::vector<uint8_t> text_;
   std::mt19937_64 draw_;
   int64_t batch_, tokens_;
@@ -181,12 +200,18 @@ void take_turns(Training& training) {
   bool stepped = false;
   for (std::string word; std::getline(std::cin, word);) {
     if (word == "step") {
-      if (!std::exchange(stepped, true)) forget_peak_rss();
+      if (!std::exchange(stepped, true)) {
+        training.forget_peak();
+        forget_peak_rss();
+      }
       const Step step = training.step();
       answer({{"seconds", step.seconds}, {"loss", step.loss}, {"digest", step.digest}, {"bytes", step.bytes}});
     } else if (word == "finish") {
       const auto report = training.report();
-      answer({{"peak_rss_bytes", peak_rss_bytes()}, {"report", report ? nlohmann::json(*report) : nlohmann::json()}});
+      const auto peak_device = training.peak_device_bytes();
+      answer({{"peak_rss_bytes", peak_rss_bytes()},
+              {"peak_device_bytes", peak_device ? nlohmann::json(*peak_device) : nlohmann::json()},
+              {"report", report ? nlohmann::json(*report) : nlohmann::json()}});
       return;
     } else {
       throw BadInput("--turns knows the words step and finish, not " + word);

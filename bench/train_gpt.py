@@ -13,9 +13,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import cli
+import device
 import text
 
-COUNTERS = ("saved", "kept", "spilled", "recomputed")
+COUNTERS = ("saved", "kept", "offloaded", "spilled", "recomputed")
 
 
 def parse_arguments():
@@ -35,16 +36,28 @@ def parse_arguments():
 
 
 def add_training_options(parser) -> None:
-    parser.add_argument("--layers", type=cli.positive, default=12, help="blocks (%(default)s)")
-    parser.add_argument("--width", type=cli.positive, default=768, help="a multiple of 64, the width of a head (%(default)s)")
-    parser.add_argument("--tokens", type=cli.positive, default=512, help="bytes of text in a sequence (%(default)s)")
-    parser.add_argument("--batch", type=cli.positive, default=4, help="sequences in a step (%(default)s)")
+    parser.add_argument(
+        "--device", choices=device.CHOICES, default="auto", help="auto: a GPU where torch finds one, else the CPU (%(default)s)"
+    )
+    on_cpu, on_cuda = device.DEFAULT_SIZES["cpu"], device.DEFAULT_SIZES["cuda"]
+    for size, meaning in (
+        ("layers", "blocks"),
+        ("width", "a multiple of 64, the width of a head"),
+        ("tokens", "bytes of text in a sequence"),
+        ("batch", "sequences in a step"),
+    ):
+        parser.add_argument(f"--{size}", type=cli.positive, help=f"{meaning} ({on_cpu[size]}; on a GPU {on_cuda[size]})")
     parser.add_argument("--steps", type=cli.positive, default=6, help="how many to train (%(default)s)")
     parser.add_argument("--data", default=text.DEFAULT_TEXT, metavar="PATH", help="a text file, or a folder of them (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the choice of text (%(default)s)")
 
 
 def check_training_options(arguments) -> None:
+    """Also fills in what depends on the device."""
+    arguments.device = device.resolve(arguments.device)
+    for size, default in device.DEFAULT_SIZES[arguments.device].items():
+        if getattr(arguments, size) is None:
+            setattr(arguments, size, default)
     if arguments.width % 64:
         raise cli.BadInput(f"--width {arguments.width}: a multiple of 64 is needed, the width of a head")
 
@@ -60,11 +73,13 @@ class Training:
         from gpt import Gpt
 
         self._torch = torch
+        self._on = device.StepOn(arguments.device)
         torch.manual_seed(arguments.seed)
         self._data = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         self._draw = torch.Generator().manual_seed(arguments.seed)
         self._batch, self._tokens = arguments.batch, arguments.tokens
         self.model = Gpt(arguments.layers, arguments.width, arguments.tokens, arguments.mode == "checkpoint")
+        self.model.to(self._on.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4)
         self.store = open_store(arguments) if arguments.mode == "ebbtide" else None
 
@@ -73,18 +88,20 @@ class Training:
         torch = self._torch
         starts = torch.randint(len(self._data) - self._tokens, (self._batch,), generator=self._draw).tolist()
         rows = torch.stack([self._data[start : start + self._tokens + 1] for start in starts]).long()
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return rows[:, :-1].contiguous().to(self._on.device), rows[:, 1:].contiguous().to(self._on.device)
 
     def step(self) -> dict:
         """One timed step; the digest of loss and gradients is taken after the clock has stopped."""
         batch = self.next_batch()
         before = self._counters()
+        self._on.wait()
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.store or nullcontext():
+        with self.store or nullcontext(), self._on.precision():
             loss = self.model(*batch)
         loss.backward()
         self.optimizer.step()
+        self._on.wait()
         seconds = time.perf_counter() - start
         after = self._counters()
         return {
@@ -104,15 +121,17 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.store:
             with sample_store(self.store) as timeline:
-                with self.store:
+                with self.store, self._on.precision():
                     loss = self.model(*batch)
                 loss.backward()
+                self._on.wait()
             answer = {"timeline": timeline}
         else:
             count = SavedBytes(self.model.parameters())
-            with count.hooks():
+            with count.hooks(), self._on.precision():
                 loss = self.model(*batch)
             loss.backward()
+            self._on.wait()
             answer = {"timeline": count.timeline, "saved_bytes": count.peak}
         self.optimizer.zero_grad(set_to_none=True)
         return answer
@@ -121,7 +140,12 @@ class Training:
         report = self.store.report() if self.store else None
         if self.store:
             self.store.close()
-        return {"peak_rss_bytes": peak_rss(), "report": report}
+        return {"peak_rss_bytes": peak_rss(), "peak_device_bytes": self._on.peak_bytes(), "report": report}
+
+    def forget_peaks(self) -> None:
+        """Starts the peaks anew, so that imports and observed steps do not count."""
+        self._on.forget_peak()
+        forget_peak_rss()
 
     def _counters(self) -> dict[str, int]:
         """What became of saved tensors so far, in bytes; empty without Ebbtide."""
@@ -134,7 +158,7 @@ class Training:
         """128 bits over the loss and every parameter's gradient, in the parameters' order."""
         digest = hashlib.blake2b(struct.pack("<f", loss.item()), digest_size=16)
         for parameter in self.model.parameters():
-            digest.update(parameter.grad.contiguous().view(self._torch.uint8).numpy())
+            digest.update(parameter.grad.contiguous().view(self._torch.uint8).cpu().numpy())
         return digest.hexdigest()
 
 
@@ -151,7 +175,6 @@ def open_store(arguments):
 
 
 def forget_peak_rss() -> None:
-    """Starts the peak anew, so that imports and observed steps do not count."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -172,7 +195,7 @@ def take_turns(training: Training) -> None:
     for line in sys.stdin:
         word = line.strip()
         if word == "step" and not stepped:
-            forget_peak_rss()
+            training.forget_peaks()
             stepped = True
         print(json.dumps({"observe": training.observe, "step": training.step, "finish": training.finish}[word]()), flush=True)
         if word == "finish":
@@ -180,12 +203,14 @@ def take_turns(training: Training) -> None:
 
 
 def train(training: Training, steps: int) -> None:
-    forget_peak_rss()
+    training.forget_peaks()
     for number in range(1, steps + 1):
         step = training.step()
         print(f"step {number}/{steps}  loss {step['loss']:.4f}  {step['seconds']:.3f} s", flush=True)
     end = training.finish()
     print(f"peak RSS {cli.format_bytes(end['peak_rss_bytes'])}")
+    if end["peak_device_bytes"] is not None:
+        print(f"peak device memory {cli.format_bytes(end['peak_device_bytes'])}")
     if end["report"]:
         print(end["report"])
 

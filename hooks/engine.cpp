@@ -37,13 +37,13 @@ struct ForkGuard {
     for (const auto& core : locked) core->lock_for_fork();
   }
   void after_in_parent() {
-    for (const auto& core : locked) core->unlock_after_fork();
+    for (const auto& core : locked) core->unlock_in_parent();
     const auto last_references = std::move(locked);
     locked.clear();
     mutex.unlock();
   }
   void after_in_child() {
-    for (const auto& core : locked) core->unlock_after_fork();
+    for (const auto& core : locked) core->unlock_in_child();
     new auto(std::move(locked));  // what it holds has threads in the parent only: never ended here
     mutex.unlock();
     forked = true;

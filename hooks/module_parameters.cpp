@@ -6,7 +6,7 @@
 namespace ebbtide {
 
 void attach_tensor(Store& store, const at::Tensor& tensor) {
-  parameters_of(*store.core())->add(tensor);
+  hooks_of(*store.core())->parameters.add(tensor);
 }
 
 void attach_module(Store& store, const torch::nn::Module& module) {

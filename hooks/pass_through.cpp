@@ -14,7 +14,6 @@ const char* why_kind(const at::Tensor& tensor) {
   const c10::DispatchKeySet keys = impl.key_set();
   if (keys.has(DispatchKey::Python)) return "tensor subclass";
   if (keys.has_any(c10::DispatchKeySet({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper,
-
                                         DispatchKey::BatchedNestedTensor, DispatchKey::Functionalize})))
     return "inside a function transform";
   if (keys.has(DispatchKey::ZeroTensor)) return "zero tensor";
@@ -22,7 +21,7 @@ const char* why_kind(const at::Tensor& tensor) {
   if (tensor.is_nested()) return "nested";
   if (tensor.layout() != c10::kStrided) return "not strided (sparse or mkldnn)";
   if (tensor.is_quantized()) return "quantised";
-  if (!tensor.device().is_cpu()) return tensor.is_meta() ? "meta tensor" : "device not served yet";
+  if (tensor.is_meta()) return "meta tensor";
   if (impl.has_symbolic_sizes_strides()) return "symbolic sizes";
   if (impl.has_named_tensor_meta()) return "named dimensions";
   if (!impl.has_storage()) return "no storage";
@@ -35,8 +34,10 @@ bool is_parameter(const at::TensorBase& tensor) {
 
 }  // namespace
 
-const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters) {
+const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters,
+                             const Accelerators& accelerators) {
   if (const char* kind = why_kind(tensor)) return kind;
+  if (!tensor.device().is_cpu() && !accelerators.serves(tensor.device().type())) return "on a device that is not served";
   if (tensor.numel() == 0) return "no elements";
   c10::StorageImpl& storage = *tensor.storage().unsafeGetStorageImpl();
   if (static_cast<int64_t>(storage.nbytes()) < min_bytes.count()) return "under min_bytes";

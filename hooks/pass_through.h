@@ -1,6 +1,7 @@
 // Which saved tensors the store must not touch.
 #pragma once
 
+#include <ebbtide/hooks/accelerators.h>
 #include <ebbtide/hooks/parameter_registry.h>
 #include <ebbtide/pinned_pool/bytes.h>
 
@@ -9,7 +10,8 @@
 namespace ebbtide {
 
 /// Why `tensor` stays with autograd, in the words of the report; null if it may move. The strings are literals.
-const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters);
+const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters,
+                             const Accelerators& accelerators);
 
 /// The storage's size in bytes; 0 for kinds that have none.
 Bytes storage_footprint(const at::Tensor& tensor);

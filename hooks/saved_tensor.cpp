@@ -33,20 +33,33 @@ auto translated(Body&& body) {
 }
 
 /// Tells the store that a graph task is over, however it ended: called, the backward succeeded; destroyed uncalled, it
-/// threw.
+/// threw. Not at its destruction alone: a thread of the engine's may hold the graph task for a while after the backward
+/// has returned.
 class BackwardEnd {
  public:
   BackwardEnd(const std::shared_ptr<Record>& record, int task)
       : core_(record->shared_core()), pass_(record->shared_pass()), task_(task) {}
-  ~BackwardEnd() { core_->task_ended(*pass_, task_); }
+  ~BackwardEnd() { note(); }
   BackwardEnd(const BackwardEnd&) = delete;
   BackwardEnd& operator=(const BackwardEnd&) = delete;
 
+  void note() noexcept {
+    if (!std::exchange(noted_, true)) core_->task_ended(*pass_, task_);
+  }
+
  private:
+  bool noted_ = false;
   std::shared_ptr<StoreCore> core_;
   std::shared_ptr<Pass> pass_;
   int task_;
 };
+
+/// Why the tensors of a device that is served in general do not move now; null if they do.
+const char* why_not_from(const Accelerators::Served& served, StreamId stream) {
+  if (!served.device) return "on a device that could not be opened";
+  const Result<bool> capturing = served.device->capturing(stream);
+  return capturing.ok() && capturing.value() ? "inside a graph capture" : nullptr;
+}
 
 }  // namespace
 
@@ -64,7 +77,17 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
     producer_ = &typeid(*producer);
     tensor_ = tensor.getIntrusivePtr();
   }
-  if (const char* reason = why_pass_through(tensor, core.min_bytes(), scope.parameters())) {
+  const bool on_host = tensor.device().is_cpu();
+  HooksOfStore& hooks = scope.hooks();
+  Accelerators::Served served;
+  StreamId stream = kHostStream;
+  const char* reason = why_pass_through(tensor, core.min_bytes(on_host), hooks.parameters, hooks.accelerators);
+  if (reason == nullptr && !on_host) {
+    served = hooks.accelerators.of(core, tensor.device());
+    stream = current_stream(tensor.device());
+    reason = why_not_from(served, stream);
+  }
+  if (reason != nullptr) {
     core.note_passed_through(reason, storage_footprint(tensor));
     // A result keeps its node, which keeps this hook: as torch does, keep such a tensor without its history.
     passed_through_ = producer_ != nullptr ? tensor.tensor_data() : tensor;
@@ -77,11 +100,14 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .version = saved_version_,
                              .begin = view_.begin(),
                              .end = view_.end(),
-                             .footprint = Bytes(static_cast<int64_t>(storage.nbytes()))};
+                             .footprint = Bytes(static_cast<int64_t>(storage.nbytes())),
+                             .device = served.number,
+                             .stream = stream};
   auto packed = translated(
       [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage); }); });
   record_ = std::move(packed.record);
   view_.shift(packed.origin);
+  if (!on_host) note_streams(tensor, *served.device);
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {
@@ -93,11 +119,14 @@ at::Tensor SavedTensor::call_unpack_hook() {
 
 at::Tensor SavedTensor::unpack_record() {
   StoreCore& core = record_->core();
-  const StoreCore::Unpacked unpacked = core.unpack(*record_);
+  const c10::Device device = view_.device();
+  const StoreCore::Unpacked unpacked =
+      core.unpack(*record_, device.is_cpu() ? kHostStream : current_stream(device));
   auto storage = std::static_pointer_cast<TorchStorage>(unpacked.storage);
   if (!storage)
     storage = std::static_pointer_cast<TorchStorage>(
         core.adopt(*record_, unpacked.memory, TorchStorage::over(unpacked.memory)));
+  if (unpacked.of_another_stream) note_current_stream(storage->storage());
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
   return view_.over(storage->storage(), unpacked.origin, version_);
@@ -106,7 +135,8 @@ at::Tensor SavedTensor::unpack_record() {
 void SavedTensor::announce_backward() {
   const int task = torch::autograd::get_current_graph_task_id();
   if (task == -1 || !record_->core().task_began(*record_, task)) return;
-  torch::autograd::Engine::get_default_engine().queue_callback([end = std::make_shared<BackwardEnd>(record_, task)] {});
+  torch::autograd::Engine::get_default_engine().queue_callback(
+      [end = std::make_shared<BackwardEnd>(record_, task)] { end->note(); });
 }
 
 std::string SavedTensor::producer() const {

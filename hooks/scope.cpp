@@ -14,9 +14,8 @@ thread_local Scope* innermost = nullptr;
 
 }  // namespace
 
-std::shared_ptr<ParameterRegistry> parameters_of(StoreCore& core) {
-  return std::static_pointer_cast<ParameterRegistry>(
-      core.extension([] { return std::make_shared<ParameterRegistry>(); }));
+std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core) {
+  return std::static_pointer_cast<HooksOfStore>(core.extension([] { return std::make_shared<HooksOfStore>(); }));
 }
 
 Scope::Scope(std::shared_ptr<StoreCore> core) : Scope(std::move(core), Where::kThisThread) {}
@@ -27,7 +26,7 @@ std::unique_ptr<Scope> Scope::detached(std::shared_ptr<StoreCore> core) {
 
 Scope::Scope(std::shared_ptr<StoreCore> core, Where where)
     : core_(std::move(core)),
-      parameters_(parameters_of(*core_)),
+      hooks_(hooks_of(*core_)),
       python_hooks_outside_(at::SavedTensorDefaultHooks::get_tls_state().stack.size()) {
   if (core_->closed()) throw Error(ErrorCode::kClosed, "this ebbtide store is closed");
   install_engine();

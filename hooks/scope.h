@@ -1,6 +1,7 @@
 // Which store serves the forward that runs on this thread.
 #pragma once
 
+#include <ebbtide/hooks/accelerators.h>
 #include <ebbtide/hooks/parameter_registry.h>
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/pass.h>
@@ -11,8 +12,12 @@
 
 namespace ebbtide {
 
-/// The parameters that a store was told of.
-std::shared_ptr<ParameterRegistry> parameters_of(StoreCore& core);
+/// What the hooks keep for each store; its core owns it.
+struct HooksOfStore {
+  ParameterRegistry parameters;  ///< that the store was told of
+  Accelerators accelerators;
+};
+EBBTIDE_API std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core);
 
 /// One scope that was entered: packs on its thread go to its store until it is left. Scopes of one store on one thread
 /// nest and share the outermost's pass.
@@ -37,7 +42,7 @@ class EBBTIDE_API Scope {
   static Scope* current() noexcept;
 
   const std::shared_ptr<StoreCore>& core() const noexcept { return core_; }
-  const ParameterRegistry& parameters() const noexcept { return *parameters_; }
+  HooksOfStore& hooks() const noexcept { return *hooks_; }
   /// The pass that packs go to; opened by the first.
   std::shared_ptr<Pass>& pass() noexcept { return host_ != nullptr ? host_->pass_ : pass_; }
   /// How many Python hooks were there when it was entered: those pushed later are inside and win.
@@ -49,7 +54,7 @@ class EBBTIDE_API Scope {
   void unlink() noexcept;
 
   std::shared_ptr<StoreCore> core_;
-  std::shared_ptr<ParameterRegistry> parameters_;
+  std::shared_ptr<HooksOfStore> hooks_;
   std::shared_ptr<Pass> pass_;
   size_t python_hooks_outside_;
   Scope* outer_ = nullptr;

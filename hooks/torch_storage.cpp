@@ -1,6 +1,6 @@
 #include <ebbtide/hooks/torch_storage.h>
 
-#include <c10/core/CPUAllocator.h>
+#include <c10/core/Allocator.h>
 
 #include <atomic>
 #include <utility>
@@ -63,11 +63,12 @@ int64_t TorchStorage::references() const noexcept {
 
 bool TorchStorage::plain() const noexcept {
   const c10::StorageImpl& storage = *storage_.unsafeGetStorageImpl();
-  return storage.pyobj_slot()->load_pyobj() == nullptr && owns_plain_memory(storage);
+  return storage.device_type() == c10::kCPU && storage.pyobj_slot()->load_pyobj() == nullptr &&
+         owns_plain_memory(storage);
 }
 
 bool TorchStorage::owns_plain_memory(const c10::StorageImpl& storage) noexcept {
   const c10::DeleterFnPtr deleter = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
-  return deleter == c10::GetCPUAllocator()->raw_deleter() || deleter == drop_memory;
+  return deleter == c10::GetAllocator(storage.device_type())->raw_deleter() || deleter == drop_memory;
 }
 }  // namespace ebbtide

@@ -28,7 +28,8 @@ class TorchStorage final : public DeviceStorage {
   bool plain() const noexcept override;
   const void* identity() const noexcept override { return storage_.unsafeGetStorageImpl(); }
 
-  /// Whether it is memory of torch's CPU allocator, or memory that came back: nobody else can reach or release it.
+  /// Whether it is memory of torch's own allocator for its device, or memory that came back: nobody else can reach or
+  /// release it.
   static bool owns_plain_memory(const c10::StorageImpl& storage) noexcept;
 
   const c10::Storage& storage() const noexcept { return storage_; }

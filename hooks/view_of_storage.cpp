@@ -1,5 +1,8 @@
 #include <ebbtide/hooks/view_of_storage.h>
 
+#include <c10/core/ScalarTypeToTypeMeta.h>
+#include <c10/core/TensorOptions.h>
+
 namespace ebbtide {
 namespace {
 
@@ -12,6 +15,7 @@ constexpr int64_t kOriginAlignment = 16;
 ViewOfStorage::ViewOfStorage(const at::Tensor& tensor)
     : offset_(tensor.storage_offset()),
       dtype_(tensor.dtype()),
+      device_(tensor.device()),
       conjugate_(tensor.is_conj()),
       negative_(tensor.is_neg()) {
   const auto sizes = tensor.sizes();
@@ -40,8 +44,9 @@ void ViewOfStorage::shift(Bytes bytes) noexcept {
 }
 
 at::Tensor ViewOfStorage::over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const {
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
-                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), dtype_);
+  const c10::DispatchKeySet keys(
+      c10::computeDispatchKey(c10::typeMetaToScalarType(dtype_), c10::kStrided, device_));
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), keys, dtype_);
   c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   impl.set_sizes_and_strides(sizes_and_strides_.sizes_arrayref(), sizes_and_strides_.strides_arrayref(),
                              offset_ - origin.count() / static_cast<int64_t>(dtype_.itemsize()));

@@ -10,7 +10,7 @@
 
 namespace ebbtide {
 
-/// What turns a storage into one view of it: sizes, strides, offset, dtype, conjugate and negative bits.
+/// What turns a storage into one view of it: sizes, strides, offset, dtype, device, conjugate and negative bits.
 class ViewOfStorage {
  public:
   ViewOfStorage() = default;
@@ -29,12 +29,14 @@ class ViewOfStorage {
   at::Tensor over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const;
 
   const caffe2::TypeMeta& dtype() const noexcept { return dtype_; }
+  c10::Device device() const noexcept { return device_; }
   c10::IntArrayRef sizes() const noexcept { return sizes_and_strides_.sizes_arrayref(); }
 
  private:
   c10::impl::SizesAndStrides sizes_and_strides_;
   int64_t offset_ = 0;  // elements
   caffe2::TypeMeta dtype_;
+  c10::Device device_{c10::kCPU};
   bool conjugate_ = false;
   bool negative_ = false;
 };

@@ -68,7 +68,7 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       after = record->packed_;
       stream = resident.stream;
     }
-    auto memory = HostCopy::make(*host_pool_, bytes, /*or_heap=*/false);
+    auto memory = HostCopy::make(*host_pool_, bytes, HostCopy::From::kPool);
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
       const bool never = bytes > host_budget_ || host_pool_->stats().live_bytes == Bytes(0);
@@ -207,34 +207,23 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
     if (copy->sinking || !copy->passed_out()) continue;
     Record& record = *copy->record;
     if (record.item_ || (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower)) continue;
-    auto alive = record.weak_from_this().lock();
-    if (!alive) continue;
     copy->sinking = true;
     sinking_ += copy->memory->bytes();
-    work.sinks.push_back({std::move(alive), copy->memory});
+    under_way_.emplace(record.id_, &record);
+    work.sinks.push_back({record.id_, copy->memory});
   }
 }
 
 void StoreCore::sink(const Sink& order) {
-  Record& record = *order.record;
-  {
-    std::lock_guard lock(mutex_);
-    under_way_.emplace(record.id_, &record);
-  }
   auto submitted = spill_->write(
-      record.id_, order.memory->pieces(),
-      [weak_core = weak_from_this(), id = record.id_, memory = order.memory](Result<SpilledItem> item) mutable {
+      order.record_id, order.memory->pieces(),
+      [weak_core = weak_from_this(), id = order.record_id, memory = order.memory](Result<SpilledItem> item) mutable {
         if (auto core = weak_core.lock()) core->sink_done(id, std::move(item), std::move(memory));
       });
-  {
-    std::lock_guard lock(mutex_);
-    if (!record.lower_.sinking) return;  // done already
-    if (submitted.ok()) {
-      record.transfer_ = submitted.value();
-      return;
-    }
-  }
-  sink_done(record.id_, submitted.failure(), order.memory);
+  if (!submitted.ok()) return sink_done(order.record_id, submitted.failure(), order.memory);
+  std::lock_guard lock(mutex_);
+  const auto under_way = under_way_.find(order.record_id);
+  if (under_way != under_way_.end()) under_way->second->transfer_ = submitted.value();  // else done, or dead, already
 }
 
 void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory) {
@@ -302,7 +291,8 @@ void StoreCore::forget_copies_locked(Record& record, Work& work) {
   }
   if (lower.sinking) sinking_ -= lower.memory->bytes();
   if (lower.lifting) --lifting_;
-  (void)let_go_host_locked(record);
+  auto memory = let_go_host_locked(record);
+  if (in_child_) new auto(std::move(memory));  // the pool's lock may be held for ever
 }
 
 }  // namespace ebbtide

@@ -23,7 +23,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
       case RecordState::kLeaving:
       case RecordState::kClean: {
         Resident& resident = *record.resident_;
-        // What came back is given back on the stream that it was allocated for; work of another must not outlive it.
+        // What came back is ordered for the stream that it was fetched for; another has not waited for the copy.
         if (resident.returned && resident.stream != stream && record.state_ == RecordState::kClean) {
           drop_record_locked(record, work);
           break;
@@ -34,7 +34,8 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           resident.identity = resident.storage->identity();
           by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
         }
-        Unpacked unpacked{resident.storage, nullptr, resident.origin};
+        const bool elsewhere = resident.returned && resident.stream != stream;
+        Unpacked unpacked{resident.storage, nullptr, resident.origin, elsewhere};
         prefetch_locked(*record.pass_, tier, stream, work);
         begin_copies_in_locked(tier, stream, work);
         tier.note_peak();
@@ -248,7 +249,8 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 }
 
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
-  auto memory = HostCopy::make(*host_pool_, record->bytes(), urgency == Urgency::kDemand);
+  auto memory = HostCopy::make(*host_pool_, record->bytes(),
+                               urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool);
   if (!memory) {
     {
       Work work(*this);

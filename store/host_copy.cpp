@@ -4,18 +4,18 @@
 
 namespace ebbtide {
 
-std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, bool or_heap) {
+std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, From from) {
   constexpr int64_t kPage = 4096;
   const Bytes whole((bytes.count() + kPage - 1) / kPage * kPage);
   const auto whole_size = static_cast<size_t>(whole.count());
   std::shared_ptr<HostCopy> copy(new HostCopy);
   copy->bytes_ = bytes;
-  if (auto block = pool.acquire({.bytes = whole}); block.ok()) {
+  if (auto block = pool.acquire({.bytes = whole, .may_grow = from != From::kReadyPool}); block.ok()) {
     copy->block_ = std::move(block).value();
     for (const Chunk& chunk : copy->block_.chunks()) copy->pieces_.push_back({chunk.data, chunk.bytes});
     return copy;
   }
-  if (!or_heap) return nullptr;
+  if (from != From::kPoolOrSystem) return nullptr;
   copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, whole_size)), std::free};
   if (!copy->heap_) return nullptr;
   copy->pieces_.push_back({copy->heap_.get(), whole_size});

@@ -14,8 +14,13 @@ namespace ebbtide {
 /// go. Destroyed on any thread, never waits.
 class HostCopy {
  public:
-  /// From the pool; where it has no room and `or_heap`, pageable memory of the system's; else null.
-  static std::shared_ptr<HostCopy> make(PinnedPool& pool, Bytes bytes, bool or_heap);
+  enum class From {
+    kReadyPool,     ///< memory that the pool has ready: no system call
+    kPool,          ///< the pool may grow
+    kPoolOrSystem,  ///< and where it has no room, the system serves, with pageable memory
+  };
+  /// Null where there is no room.
+  static std::shared_ptr<HostCopy> make(PinnedPool& pool, Bytes bytes, From from);
 
   Bytes bytes() const noexcept { return bytes_; }
   /// All of it, in whole pages: what direct I/O wants. The end of the last page means nothing.

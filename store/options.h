@@ -39,7 +39,7 @@ struct EBBTIDE_API Options {
   std::vector<std::string> spill_to;
   /// None: 90% of the free space.
   std::optional<Bytes> spill_budget;
-  /// Smaller tensors stay. None: 64 KiB for CPU tensors. Never less than 4 KiB, the unit of the spill tier.
+  /// Smaller tensors stay. None: 64 KiB for CPU tensors, 1 MiB on accelerators. Never less than 4 KiB, the unit of the spill tier.
   std::optional<Bytes> min_bytes;
   /// Compare each returned tensor with a fingerprint taken when it left.
   std::optional<bool> verify;

@@ -36,8 +36,11 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   std::string text = line("Ebbtide: %lld passes, %s saved by autograd", static_cast<long long>(stats.passes),
                           to_string(stats.saved.bytes).c_str());
   text += line("%-26s %12s %12s %12s", "tier", "now", "peak", "budget");
-  text += tier_line("device (CPU tensors)", stats.device);
-  text += tier_line("host (staging)", stats.host);
+  const bool accelerators = stats.devices.size() > 1;
+  for (size_t i = accelerators ? 1 : 0; i < stats.devices.size(); ++i)
+    text += tier_line(i == 0 ? "device (CPU tensors)" : stats.devices[i].name.c_str(), stats.devices[i]);
+  if (accelerators && stats.devices[0].peak_bytes > Bytes(0)) text += tier_line("CPU tensors", stats.devices[0]);
+  text += tier_line(accelerators ? "host" : "host (staging)", stats.host);
   text += tier_line("spill", stats.spill);
   if (!context.spill.empty()) text += "  " + context.spill + "\n";
 

@@ -17,6 +17,10 @@ struct TierStats {
   Bytes budget_bytes;
 };
 
+struct DeviceStats : TierStats {
+  std::string name;
+};
+
 struct Count {
   int64_t tensors = 0;
   Bytes bytes;  ///< storage footprint
@@ -35,7 +39,7 @@ struct LinkStats {
 /// Cumulative over the store's life unless said otherwise.
 struct Stats {
   TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory), all devices
-  std::vector<TierStats> devices;  ///< each of them, by number
+  std::vector<DeviceStats> devices;  ///< each of them, by number; the first is host memory
   TierStats host;                  ///< slabs of the pools
   TierStats spill;
 

@@ -17,6 +17,7 @@ namespace {
 /// The spill tier's unit: smaller records are not worth an extent.
 constexpr Bytes kLeastMinBytes = KiB(4);
 constexpr Bytes kDefaultMinBytes = KiB(64);
+constexpr Bytes kDefaultMinBytesOfDevices = MiB(1);
 /// One huge page. With less staging nothing is prefetched, and what is demanded comes back into memory of the system's.
 constexpr Bytes kLeastPool = MiB(2);
 
@@ -59,6 +60,7 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
   std::shared_ptr<StoreCore> core(new StoreCore(resolve(options)));
   const Options& asked = core->options_;
   core->min_bytes_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytes));
+  core->min_bytes_of_devices_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytesOfDevices));
   const Bytes available = pinned_pool::Capacity().room().left;
   core->host_.budget = available - available / 16;
   if (asked.device_budget) {
@@ -77,7 +79,6 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
     core->spill_ = std::move(tier).value();
 
     core->staging_budget_ = std::min(asked.host_budget.value_or(default_staging(core->host_.budget)), available);
-    if (core->staging_budget_ >= kLeastPool) core->pool_ = open_host_pool(core->staging_budget_, nullptr);
     if (core->spill_->stats().ram)
       core->warnings_.push_back(
           "spill_to lies in memory (tmpfs): what is spilled there frees no memory; name a folder on a disk");
@@ -91,10 +92,10 @@ StoreCore::~StoreCore() {
 
 int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
                           DeviceOptions how) {
-  const DeviceMemory memory = device->memory().ok() ? device->memory().value() : DeviceMemory{};
+  const Result<DeviceMemory> memory = device->memory();
   auto link = std::make_shared<DeviceLink>(device, std::move(allocator));
+  open_host_tier(device);
   std::lock_guard lock(mutex_);
-  if (!host_pool_) open_host_tier_locked(device);
   if (how.own_thread) {
     if (!link_thread_) link_thread_ = LinkThread::start(weak_from_this());
     link_thread_->add(link);
@@ -102,25 +103,40 @@ int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<Device
   DeviceTier& tier = tiers_.emplace_back(std::move(device), tiers_.size());
   tier.link = std::move(link);
   const Bytes* budget = options_.device_budget ? std::get_if<Bytes>(&*options_.device_budget) : nullptr;
-  tier.budget = budget != nullptr ? *budget : memory.free - memory.free / 16;
+  if (budget != nullptr)
+    tier.budget = *budget;
+  else if (memory.ok())
+    tier.budget = memory.value().free - memory.value().free / 16;
   tier.budget_given = budget != nullptr;
   return static_cast<int>(tier.index);
 }
 
-/// Of what host_budget gives, staging for CPU tensors keeps an eighth: the two share the promise.
-void StoreCore::open_host_tier_locked(const std::shared_ptr<Device>& device) {
-  const Bytes left = pinned_pool::Capacity().room().left;
-  Bytes whole = std::min(options_.host_budget.value_or(left / 2), left);
-  if (pool_) {
-    staging_budget_ = std::min(staging_budget_, whole / 8);
-    pool_.reset();
-    if (staging_budget_ >= kLeastPool) pool_ = open_host_pool(staging_budget_, nullptr);
-    if (pool_) whole -= staging_budget_;
-  }
-  host_budget_ = whole;
-  if (whole < kLeastPool)
-    throw ConfigError("host_budget: a store that serves a device needs at least " + to_string(kLeastPool) + " for it");
-  host_pool_ = open_host_pool(whole, std::make_shared<DeviceRegistrar>(device));
+/// The staging of CPU tensors shares host_budget with the host tier of accelerators: whichever is opened first takes its
+/// part. Fixed from then on, for who reads into it holds no lock.
+void StoreCore::open_staging(std::optional<Bytes> most) {
+  std::call_once(staging_opened_, [&] {
+    const Bytes budget = std::min(staging_budget_, most.value_or(staging_budget_));
+    std::unique_ptr<PinnedPool> pool = budget < kLeastPool ? nullptr : open_host_pool(budget, nullptr);
+    std::lock_guard lock(mutex_);
+    staging_budget_ = budget;
+    pool_ = std::move(pool);
+  });
+}
+
+void StoreCore::open_host_tier(const std::shared_ptr<Device>& device) {
+  std::call_once(host_tier_opened_, [&] {
+    const Bytes left = pinned_pool::Capacity().room().left;
+    Bytes budget = std::min(options_.host_budget.value_or(left / 2), left);
+    open_staging(budget / 8);
+    if (pool_) budget -= staging_budget_;
+    if (budget < kLeastPool)
+      throw ConfigError("host_budget: the tensors of " + device->name() + " need at least " + to_string(kLeastPool) +
+                        " of it, and CPU tensors took " + to_string(staging_budget_));
+    auto pool = open_host_pool(budget, std::make_shared<DeviceRegistrar>(device));
+    std::lock_guard lock(mutex_);
+    host_budget_ = budget;
+    host_pool_ = std::move(pool);
+  });
 }
 
 void StoreCore::pump() {
@@ -140,7 +156,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   bool crowded = false;
   DeviceTier& tier = tier_of(view);
   EventPtr packed;
-  if (tier.link) {
+  if (!tier.link) {
+    open_staging(std::nullopt);
+  } else {
     // Before the store's lock: later would be right too, but the copy would wait for work that it need not.
     if (auto event = tier.device->record(view.stream); event.ok()) packed = std::move(event).value();
   }
@@ -314,6 +332,7 @@ void StoreCore::forget(Record& record) noexcept {
     if (pass.in_backward_) prefetch_locked(pass, host_, kHostStream, work);
   }
   changed_.notify_all();  // there is room
+  if (in_child_.load(std::memory_order_relaxed)) work.leave_to_parent();
   work.run();
   if (!record.tier_->link) return;
   std::lock_guard lock(mutex_);
@@ -426,6 +445,11 @@ void StoreCore::warn_once_locked(const std::string& key, std::string text) {
   warnings_.push_back(std::move(text));
 }
 
+void StoreCore::warn(std::string text) {
+  std::lock_guard lock(mutex_);
+  warn_once_locked(text, text);
+}
+
 void StoreCore::deliver_warnings() {
   std::vector<std::string> texts;
   WarningHandler handler;
@@ -459,23 +483,36 @@ std::shared_ptr<void> StoreCore::extension(const std::function<std::shared_ptr<v
 }
 
 Bytes StoreCore::trim() {
-  return (pool_ ? pool_->trim() : Bytes(0)) + (host_pool_ ? host_pool_->trim() : Bytes(0));
+  std::vector<PinnedPool*> pools;  // once there, they stay
+  {
+    std::lock_guard lock(mutex_);
+    pools = {pool_.get(), host_pool_.get()};
+  }
+  Bytes given_back;
+  for (PinnedPool* pool : pools)
+    if (pool != nullptr) given_back += pool->trim();
+  return given_back;
 }
 
 Stats StoreCore::stats() const {
   Stats stats;
   std::vector<std::shared_ptr<DeviceLink>> links;
+  const PinnedPool* staging = nullptr;  // both stay, once there
+  const PinnedPool* host = nullptr;
   {
     std::lock_guard lock(mutex_);
+    staging = pool_.get();
+    host = host_pool_.get();
     stats = stats_;
+    stats.host.budget_bytes = staging_budget_ + host_budget_;
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const DeviceTier& tier : tiers_) {
-      stats.devices.push_back({tier.held(), tier.peak(), tier.budget});
+      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget}, tier.device->name()});
       stats.referenced_elsewhere += tier.bytes(DeviceTier::Place::kElsewhere);
       if (tier.link) links.push_back(tier.link);
     }
     // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.
-    for (const TierStats& device : stats.devices) {
+    for (const DeviceStats& device : stats.devices) {
       stats.device.bytes += device.bytes;
       stats.device.peak_bytes += device.peak_bytes;
       if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;
@@ -488,15 +525,15 @@ Stats StoreCore::stats() const {
     stats.h2d.busy_s += link->in.stats().busy_s;
   }
   stats.handed_over = Bytes(handed_over_.load());
-  if (pool_) {
-    const PoolStats pool = pool_->stats();
-    stats.host = {pool.slab_bytes, pool.peak_slab_bytes, staging_budget_};
+  if (staging != nullptr) {
+    const PoolStats pool = staging->stats();
+    stats.host.bytes = pool.slab_bytes;
+    stats.host.peak_bytes = pool.peak_slab_bytes;
   }
-  if (host_pool_) {
-    const PoolStats pool = host_pool_->stats();
+  if (host != nullptr) {
+    const PoolStats pool = host->stats();
     stats.host.bytes += pool.slab_bytes;
     stats.host.peak_bytes += pool.peak_slab_bytes;
-    stats.host.budget_bytes += host_budget_;
   }
   if (spill_) {
     const SpillStats spill = spill_->stats();

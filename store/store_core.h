@@ -83,6 +83,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     std::shared_ptr<DeviceStorage> storage;
     std::shared_ptr<ReturnedMemory> memory;
     Bytes origin;  ///< offset, in the storage that was saved, of the first byte of this one
+    /// It came back for another stream, so the framework must be told of the one that asks now.
+    bool of_another_stream = false;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
   /// stream) is made to wait for the copy. Errors: SpillError, CorruptTensor, OutOfBudget.
@@ -107,12 +109,15 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void close();
   bool closed() const noexcept { return closed_; }
 
-  Bytes min_bytes() const noexcept { return min_bytes_; }
+  /// Smaller tensors are not worth moving, from host memory or from an accelerator's.
+  Bytes min_bytes(bool host = true) const noexcept { return host ? min_bytes_ : min_bytes_of_devices_; }
   Bytes trim();
   Stats stats() const;
   PassStats last_pass() const;
   std::string report() const;
 
+  /// For the next caller's thread; each text once.
+  void warn(std::string text);
   void set_warning_handler(WarningHandler handler);
   void set_waiter(std::shared_ptr<Waiter> waiter);
 
@@ -124,7 +129,12 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   /// Around a fork: a child must not inherit the lock from a thread that it does not have.
   void lock_for_fork() { mutex_.lock(); }
-  void unlock_after_fork() { mutex_.unlock(); }
+  void unlock_in_parent() { mutex_.unlock(); }
+  /// In the child lanes and disks may be locked by threads of the parent's: nothing is asked of them any more.
+  void unlock_in_child() {
+    in_child_ = true;
+    mutex_.unlock();
+  }
 
  private:
   friend class Record;
@@ -201,7 +211,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   DeviceTier& tier_of(const View& view);
   std::vector<DeviceTier*> all_tiers();
-  void open_host_tier_locked(const std::shared_ptr<Device>& device);
+  void open_staging(std::optional<Bytes> most);
+  void open_host_tier(const std::shared_ptr<Device>& device);
   void forget(Record& record) noexcept;
   void detach_locked(Record& record, Work& work);
   void place_locked(Resident& resident, bool to_front = false) noexcept;
@@ -214,6 +225,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   const Options options_;
   Bytes min_bytes_;
+  Bytes min_bytes_of_devices_;
+  std::once_flag staging_opened_;
+  std::once_flag host_tier_opened_;
   Bytes staging_budget_;
   std::unique_ptr<PinnedPool> pool_;
   std::unique_ptr<SpillTier> spill_;       // null without a folder
@@ -222,6 +236,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::shared_ptr<LinkThread> link_thread_;
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
+  std::atomic<bool> in_child_{false};
   std::atomic<int64_t> handed_over_{0};
 
   mutable std::mutex mutex_;

@@ -25,8 +25,9 @@ struct StoreCore::CopyIn {
   std::shared_ptr<Record> record;
   StreamId stream;
 };
+/// No reference to the record: the link thread sinks too, and must not be the one to end it.
 struct StoreCore::Sink {
-  std::shared_ptr<Record> record;
+  uint64_t record_id;
   std::shared_ptr<HostCopy> memory;
 };
 
@@ -44,6 +45,13 @@ class StoreCore::Work {
   }
   /// REQUIRES: the core's lock is not held. May be called once.
   void run();
+
+  /// In a forked child: what is under way is the parent's.
+  void leave_to_parent() noexcept {
+    cancelled.clear();
+    cancelled_copies.clear();
+    reads.clear();
+  }
 
   struct Write {
     std::shared_ptr<Record> record;

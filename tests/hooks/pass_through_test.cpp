@@ -22,7 +22,7 @@ namespace {
 using testing::StrEq;
 
 const char* why(const at::Tensor& tensor, const ParameterRegistry& parameters = {}) {
-  return why_pass_through(tensor, KiB(4), parameters);
+  return why_pass_through(tensor, KiB(4), parameters, Accelerators());
 }
 
 /// A result of the size of a leaf, that nobody holds a gradient of.

@@ -1,0 +1,123 @@
+#include <ebbtide/hooks/accelerators.h>
+#include <ebbtide/hooks/torch_storage.h>
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/cuda_api.h>
+#include <ebbtide/transfer/cuda_device.h>
+#include <ebbtide/transfer/device_allocator.h>
+
+#include <c10/core/Allocator.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <cerrno>
+#include <exception>
+#include <string>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+/// Takes memory from torch's own allocator, on the current stream of the calling thread.
+class TorchAllocator final : public DeviceAllocator {
+ public:
+  explicit TorchAllocator(c10::Device device) : device_(device) {}
+
+  Result<std::shared_ptr<DeviceStorage>> allocate(Bytes bytes, StreamId stream) override {
+    try {
+      const c10::DeviceGuard guard(device_);
+      if (current_stream(device_) != stream)
+        return Failure{FailureCode::kInvalid, 0, "memory was asked for on a stream that is not the current one"};
+      c10::Allocator* allocator = c10::GetAllocator(device_.type());
+      const auto size = static_cast<size_t>(bytes.count());
+      c10::Storage storage(c10::Storage::use_byte_size_t(), size, allocator->allocate(size), allocator,
+                           /*resizable=*/true);
+      return std::shared_ptr<DeviceStorage>(std::make_shared<TorchStorage>(std::move(storage)));
+    } catch (const c10::OutOfMemoryError& error) {
+      return Failure{FailureCode::kOverCapacity, ENOMEM, error.what_without_backtrace()};
+    } catch (const std::exception& error) {
+      return Failure{FailureCode::kInvalid, 0, error.what()};
+    }
+  }
+
+ private:
+  const c10::Device device_;
+};
+
+/// Torch has loaded the driver and counts devices as it does.
+Result<std::shared_ptr<Device>> open_cuda(c10::DeviceIndex index) {
+  Result<std::shared_ptr<CudaApi>> driver = CudaApi::of_process();
+  if (!driver.ok()) return driver.failure();
+  Result<std::shared_ptr<CudaDevice>> device = CudaDevice::open(std::move(driver).value(), index);
+  if (!device.ok()) return device.failure();
+  return std::shared_ptr<Device>(std::move(device).value());
+}
+
+bool produced_on(const at::TensorBase& tensor, c10::Stream stream) {
+  const auto& producer = tensor.grad_fn();
+  return producer && producer->input_metadata(tensor.output_nr()).stream() == stream;
+}
+
+}  // namespace
+
+Accelerators::Accelerators() {
+  serve(c10::kCUDA, open_cuda);
+}
+
+void Accelerators::serve(c10::DeviceType type, OpenDevice open) {
+  const std::lock_guard lock(mutex_);
+  openers_.insert_or_assign(type, std::move(open));
+}
+
+bool Accelerators::serves(c10::DeviceType type) const {
+  const std::lock_guard lock(mutex_);
+  return openers_.contains(type);
+}
+
+Accelerators::Served Accelerators::of(StoreCore& core, c10::Device device) {
+  const std::lock_guard lock(mutex_);
+  const auto known = served_.find(device);
+  if (known != served_.end()) return known->second;
+  Served served;
+  std::string why;
+  try {
+    auto opened = openers_.at(device.type())(device.index());
+    if (opened.ok()) {
+      served.number = core.add_device(opened.value(), std::make_shared<TorchAllocator>(device), {});
+      served.device = std::move(opened).value();
+    } else {
+      why = opened.failure().message;
+    }
+  } catch (const Error& error) {
+    why = error.what();
+  }
+  if (!served.device) core.warn("tensors on " + device.str() + " stay where they are: " + why);
+  served_.emplace(device, served);
+  return served;
+}
+
+StreamId current_stream(c10::Device device) {
+  const c10::Stream stream = c10::impl::getDeviceGuardImpl(device.type())->getStream(device);
+  return StreamId{reinterpret_cast<uintptr_t>(stream.native_handle())};
+}
+
+void note_current_stream(const c10::Storage& storage) {
+  const c10::impl::VirtualGuardImpl guard(storage.device_type());
+  guard.recordDataPtrOnStream(storage.unsafeGetStorageImpl()->data_ptr(), guard.getStream(storage.device()));
+}
+
+void note_streams(const at::TensorBase& tensor, Device& device) {
+  const c10::impl::VirtualGuardImpl guard(tensor.device().type());
+  const c10::Stream current = guard.getStream(tensor.device());
+  const at::TensorBase& owner = tensor.is_view() ? tensor._base() : tensor;
+  if (produced_on(tensor, current) && (owner.is_same(tensor) || produced_on(owner, current))) return;
+  note_current_stream(tensor.storage());
+  // A stream of nobody torch knows goes by its handle (c10::cuda::getStreamFromExternal).
+  const auto copies = static_cast<c10::StreamId>(device.copy_stream(Direction::kOut));
+  guard.recordDataPtrOnStream(tensor.storage().unsafeGetStorageImpl()->data_ptr(),
+                              c10::Stream(c10::Stream::UNSAFE, tensor.device(), copies));
+}
+
+}  // namespace ebbtide
