@@ -10,7 +10,6 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
-#include <torch/csrc/autograd/function.h>
 
 #include <cerrno>
 #include <exception>
@@ -61,11 +60,6 @@ Result<std::shared_ptr<Device>> open_cuda(c10::DeviceIndex index) {
   return opened->emplace(index, std::move(device).value()).first->second;
 }
 
-bool produced_on(const at::TensorBase& tensor, c10::Stream stream) {
-  const auto& producer = tensor.grad_fn();
-  return producer && producer->input_metadata(tensor.output_nr()).stream() == stream;
-}
-
 }  // namespace
 
 Accelerators::Accelerators() {
@@ -112,18 +106,6 @@ StreamId current_stream(c10::Device device) {
 void note_current_stream(const c10::Storage& storage) {
   const c10::impl::VirtualGuardImpl guard(storage.device_type());
   guard.recordDataPtrOnStream(storage.unsafeGetStorageImpl()->data_ptr(), guard.getStream(storage.device()));
-}
-
-void note_streams(const at::TensorBase& tensor, Device& device) {
-  const c10::impl::VirtualGuardImpl guard(tensor.device().type());
-  const c10::Stream current = guard.getStream(tensor.device());
-  const at::TensorBase& owner = tensor.is_view() ? tensor._base() : tensor;
-  if (produced_on(tensor, current) && (owner.is_same(tensor) || produced_on(owner, current))) return;
-  note_current_stream(tensor.storage());
-  // A stream of nobody torch knows goes by its handle (c10::cuda::getStreamFromExternal).
-  const auto copies = static_cast<c10::StreamId>(device.copy_stream(Direction::kOut));
-  guard.recordDataPtrOnStream(tensor.storage().unsafeGetStorageImpl()->data_ptr(),
-                              c10::Stream(c10::Stream::UNSAFE, tensor.device(), copies));
 }
 
 }  // namespace ebbtide

@@ -5,7 +5,6 @@
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/transfer/device.h>
 
-#include <ATen/core/TensorBase.h>
 #include <c10/core/Device.h>
 #include <c10/core/Storage.h>
 #include <c10/core/Stream.h>
@@ -51,11 +50,9 @@ class EBBTIDE_API Accelerators {
 StreamId current_stream(c10::Device device);
 
 /// Tells torch that this thread's current stream uses `storage`: the memory goes to nobody else before that has run.
+/// For what is packed too: nothing says on which stream its memory was allocated, where torch gives it to the next, and
+/// on that stream nothing costs nothing. Copies need no more, since the stream of the pack waits for them before the
+/// store lets go.
 void note_current_stream(const c10::Storage& storage);
-
-/// The caching allocator gives a tensor's memory to the next on the stream that it was allocated for. Where that may be
-/// another than `current`, whose work and whose copies the store knows of, torch is told of both.
-/// REQUIRES: the tensor's device is served, by `device`.
-void note_streams(const at::TensorBase& tensor, Device& device);
 
 }  // namespace ebbtide

@@ -107,7 +107,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
       [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage); }); });
   record_ = std::move(packed.record);
   view_.shift(packed.origin);
-  if (!on_host) note_streams(tensor, *served.device);
+  if (!on_host) note_current_stream(storage);
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {

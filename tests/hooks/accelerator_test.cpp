@@ -16,15 +16,19 @@
 #include <tests/hooks/models.h>
 #include <tests/hooks/support.h>
 #include <tests/support/late_device.h>
+#include <tests/support/mutant_device.h>
 #include <tests/support/sim_accelerator/sim_accelerator.h>
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -52,20 +56,21 @@ void order(c10::Stream earlier, c10::Stream later) {
 /// Two pretend accelerators, and a store that serves their tensors.
 class Machine {
  public:
-  explicit Machine(const Options& options, SimOptions sim = {}) : sim_(sim), store_(std::in_place, options) {
+  explicit Machine(const Options& options, SimOptions sim = {},
+                   MutantDevice::Mutation mutation = MutantDevice::Mutation::kNone)
+      : sim_(sim), mutant_(mutation != MutantDevice::Mutation::kNone), store_(std::in_place, options) {
     store_->on_warning([](const std::string&) {});
     hooks_of(*store_->core())
-        ->accelerators.serve(c10::DeviceType::PrivateUse1,
-                             [this, seed = sim.seed](c10::DeviceIndex index) -> Result<std::shared_ptr<Device>> {
-                               constexpr unsigned kLooksIn100[] = {100, 5, 30};
-                               return std::shared_ptr<Device>(
-                                   std::make_shared<LateDevice>(sim_.chaos(index), seed, kLooksIn100[seed % 3]));
-                             });
+        ->accelerators.serve(c10::DeviceType::PrivateUse1, [this, seed = sim.seed, mutation](c10::DeviceIndex index) {
+          constexpr unsigned kLooksIn100[] = {100, 5, 30};
+          auto late = std::make_shared<LateDevice>(sim_.chaos(index), seed, kLooksIn100[seed % 3]);
+          return Result(std::shared_ptr<Device>(std::make_shared<MutantDevice>(std::move(late), mutation)));
+        });
   }
 
   /// REQUIRES: all graphs and all device tensors of the test are gone.
   ~Machine() {
-    EXPECT_THAT(sim_.complaints(), IsEmpty());
+    if (!mutant_) EXPECT_THAT(sim_.complaints(), IsEmpty());
     expect_all_is_over(*store_);
     store_.reset();
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -76,7 +81,7 @@ class Machine {
       std::this_thread::yield();
     }
     EXPECT_EQ(allocated(), Bytes(0)) << "device memory outlived the store";
-    EXPECT_THAT(sim_.complaints(), IsEmpty());
+    if (!mutant_) EXPECT_THAT(sim_.complaints(), IsEmpty());
   }
 
   SimAccelerator& sim() { return sim_; }
@@ -86,6 +91,7 @@ class Machine {
 
  private:
   SimAccelerator sim_;
+  const bool mutant_;
   std::optional<Store> store_;
 };
 
@@ -145,10 +151,13 @@ const Tensors& plain(const std::string& name, int64_t times = 1) {
   return it->second;
 }
 
-/// How many seeds a test tries; EBBTIDE_SEEDS asks for more.
+bool is_long() {
+  return std::getenv("EBBTIDE_LONG") != nullptr;
+}
+
+/// How many seeds a test tries.
 uint64_t seeds(uint64_t usual) {
-  const char* asked = std::getenv("EBBTIDE_SEEDS");
-  return asked != nullptr ? std::strtoull(asked, nullptr, 10) : usual;
+  return is_long() ? 10 * usual : usual;
 }
 
 /// What is over the budget goes to host memory, and no further.
@@ -339,6 +348,64 @@ TEST(AcceleratorTest, TensorOfASideStreamSavedOnTheMainOne) {
   });
 }
 
+// Torch need not be told of the main stream: the graph keeps the tensor until the side stream comes after its last use.
+// The store lets go of it long before.
+TEST(AcceleratorTest, TensorOfASideStreamThatTheGraphKeeps) {
+  expect_same_as_plain(
+      [](SimAccelerator& sim, Store* store) {
+        const c10::Stream side = sim.side_stream();
+        const at::Tensor weight = device_leaf(3);
+        const auto on_side = [&](const std::function<void()>& body) {
+          const c10::StreamGuard guard(side);
+          body();
+        };
+        order(default_stream(), side);
+        at::Tensor loss = under(store, [&] {
+          at::Tensor loaded;
+          on_side([&] { loaded = leaf(1).detach().to(SimAccelerator::device()); });
+          order(side, default_stream());
+          return (weight * loaded).sum();
+        });
+        // Would be given its memory.
+        on_side([&] { at::zeros({kFloats}, weight.options().requires_grad(false)); });
+        const at::Tensor gradient = gradient_of(loss, weight, /*retain_graph=*/true);
+        order(default_stream(), side);
+        loss = at::Tensor();
+        return to_cpu({gradient});
+      },
+      {Bytes(0)});
+}
+
+// As above, and the tensor's node is one of the main stream, so that nothing but its memory is of the side stream.
+TEST(AcceleratorTest, TensorOfASideStreamWrittenOnTheMainOne) {
+  expect_same_as_plain(
+      [](SimAccelerator& sim, Store* store) {
+        const c10::Stream side = sim.side_stream();
+        const at::Tensor weight = device_leaf(3);
+        const auto zeros = [&] { return at::zeros({kFloats}, weight.options().requires_grad(false)); };
+        order(default_stream(), side);
+        at::Tensor loss = under(store, [&] {
+          at::Tensor written;
+          {
+            const c10::StreamGuard guard(side);
+            written = zeros();
+          }
+          order(side, default_stream());
+          written.add_(weight);
+          return (written * written).sum();
+        });
+        {
+          const c10::StreamGuard guard(side);
+          zeros();
+        }
+        const at::Tensor gradient = gradient_of(loss, weight, /*retain_graph=*/true);
+        order(default_stream(), side);
+        loss = at::Tensor();
+        return to_cpu({gradient});
+      },
+      {Bytes(0)});
+}
+
 TEST(AcceleratorTest, StreamSwitchedBetweenForwardAndBackward) {
   expect_same_as_plain([](SimAccelerator& sim, Store* store) {
     const c10::Stream side = sim.side_stream(), third = sim.side_stream();
@@ -465,7 +532,173 @@ TEST(AcceleratorTest, InPlaceWriteAfterSavingIsTorchsError) {
   }
 }
 
-// What the lead of a large run wants: a model that does not fit, fits.
+TEST(AcceleratorTest, WithoutRoomAnywhereTensorsAreKept) {
+  const std::string name = "mlp";
+  const Tensors& expected = plain(name, /*times=*/16);
+  for (uint64_t seed = 0; seed < seeds(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Options options = to_host(Bytes(0));
+    options.host_budget = MiB(2);
+    Machine machine(options, {.seed = seed});
+    EXPECT_TRUE(same_bits(train(name, &machine.store(), /*times=*/16), expected));
+    const Stats stats = machine.store().stats();
+    EXPECT_GT(stats.kept.tensors, 0);
+    EXPECT_GT(stats.offloaded.tensors, 0);
+    EXPECT_LE(stats.host.peak_bytes, MiB(2));
+  }
+}
+
+// After a few steps the store knows what a pass saves, and places by that.
+TEST(AcceleratorTest, ManySteps) {
+  constexpr int kSteps = 6;
+  const auto many = [](Store* store) { return train("custom_function", store, /*times=*/1, kSteps); };
+  Tensors expected;
+  {
+    const SimAccelerator sim;
+    expected = many(nullptr);
+  }
+  for (const int64_t budget_kib : {0, 24, 48, 72}) {
+    for (uint64_t seed = 0; seed < seeds(6); ++seed) {
+      SCOPED_TRACE(std::to_string(budget_kib) + " KiB, seed " + std::to_string(seed));
+      Machine machine(to_host(KiB(budget_kib)), {.seed = seed});
+      EXPECT_TRUE(same_bits(many(&machine.store()), expected));
+      EXPECT_EQ(machine.store().stats().passes, kSteps);
+      EXPECT_LE(machine.tier().peak_bytes, KiB(budget_kib) + largest_saved("custom_function"));
+    }
+  }
+}
+
+TEST(AcceleratorTest, TwoThreadsTrainOnOneDeviceAndOneStore) {
+  const auto one = [](Store* store, int seed) {
+    const at::Tensor weight = device_leaf(seed), x = device_leaf(seed + 10);
+    for (int step = 0; step < 3; ++step) under(store, [&] { return chain(x * weight); }).backward();
+    return to_cpu({weight.grad(), x.grad()});
+  };
+  const auto both = [&](Store* store) {
+    std::array<Tensors, 2> seen;
+    std::thread other([&] {
+      at::set_num_threads(1);
+      seen[1] = one(store, 1);
+    });
+    seen[0] = one(store, 0);
+    other.join();
+    return seen;
+  };
+  std::array<Tensors, 2> expected;
+  {
+    const SimAccelerator sim;
+    expected = {one(nullptr, 0), one(nullptr, 1)};
+  }
+  for (uint64_t seed = 0; seed < seeds(12); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Machine machine(to_host(Bytes(0)), {.seed = seed});
+    const auto seen = both(&machine.store());
+    for (const size_t i : {0, 1}) EXPECT_TRUE(same_bits(seen[i], expected[i]));
+  }
+}
+
+TEST(AcceleratorTest, BackwardThatThrowsLeavesNothingBehind) {
+  for (uint64_t seed = 0; seed < seeds(12); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Machine machine(to_host(Bytes(0)), {.seed = seed});
+    const at::Tensor x = device_leaf(1);
+    at::Tensor hidden;
+    at::Tensor loss = under(&machine.store(), [&] {
+      hidden = (x * 2).sin().exp();
+      return chain(hidden.cos());
+    });
+    hidden.register_hook([](const at::Tensor&) -> at::Tensor { throw std::runtime_error("the user's"); });
+    EXPECT_THROW(loss.backward(), std::runtime_error);
+    const at::Tensor again = under(&machine.store(), [&] { return chain(x * 3); });
+    again.backward();
+  }
+}
+
+// A tensor that cannot leave stays; one that cannot come back is an error.
+TEST(AcceleratorTest, RefusedCopiesAndRegistrationsChangeNoBit) {
+  using Call = ChaosDevice::Call;
+  Tensors expected;
+  const auto body = [](Store* store) {
+    const at::Tensor x = device_leaf(1), weight = device_leaf(2);
+    under(store, [&] { return chain(x * weight); }).backward();
+    return to_cpu({x.grad(), weight.grad()});
+  };
+  {
+    const SimAccelerator sim;
+    expected = body(nullptr);
+  }
+  int unharmed = 0;
+  for (const auto& [call, code] :
+       {std::pair(Call::kCopy, FailureCode::kInvalid), std::pair(Call::kRegisterHost, FailureCode::kUnsupported)}) {
+    for (int skip = 0; skip < 8; ++skip) {
+      SCOPED_TRACE("call " + std::to_string(static_cast<int>(call)) + ", the " + std::to_string(skip) + "th");
+      Machine machine(to_host(Bytes(0)), {.seed = static_cast<uint64_t>(skip)});
+      machine.sim().chaos()->fail(call, skip, Failure{code, 0, "The pretend device refuses."});
+      try {
+        EXPECT_TRUE(same_bits(body(&machine.store()), expected));
+        ++unharmed;
+      } catch (const Error& error) {
+        EXPECT_THAT(error.what(), testing::HasSubstr("The pretend device refuses."));
+        EXPECT_EQ(call, Call::kCopy);
+      }
+    }
+  }
+  EXPECT_GE(unharmed, 12) << "of 16: those whose failure came while tensors left";
+}
+
+/// Under a capture all the time.
+class CapturingDevice final : public LateDevice {
+ public:
+  using LateDevice::LateDevice;
+  Result<bool> capturing(StreamId) override { return true; }
+};
+
+TEST(AcceleratorTest, WhatIsNotServedStaysWithItsReason) {
+  SimAccelerator sim;
+  const std::map<std::string, std::optional<OpenDevice>> openers = {
+      {"on a device that is not served", std::nullopt},
+      {"on a device that could not be opened",
+       [](c10::DeviceIndex) {
+         return Result<std::shared_ptr<Device>>(Failure{FailureCode::kUnsupported, 0, "The driver is too old."});
+       }},
+      {"inside a graph capture",
+       [&](c10::DeviceIndex index) {
+         return Result<std::shared_ptr<Device>>(std::make_shared<CapturingDevice>(sim.chaos(index), 0, 100));
+       }},
+  };
+  Tensors expected;
+  for (const auto& [reason, open] : openers) {
+    SCOPED_TRACE(reason);
+    Store store(to_host(Bytes(0)));
+    std::vector<std::string> warnings;
+    store.on_warning([&](const std::string& text) { warnings.push_back(text); });
+    if (open) hooks_of(*store.core())->accelerators.serve(c10::DeviceType::PrivateUse1, *open);
+    Tensors seen;
+    {
+      const at::Tensor x = device_leaf(1);
+      under(&store, [&] { return chain(x * 2); }).backward();
+      const int64_t passed_through = store.stats().passed_through.tensors;
+      EXPECT_GT(passed_through, 0);
+      EXPECT_EQ(store.stats().saved.tensors, 0);
+      EXPECT_EQ(store.stats().passed_through_reasons.at(reason).tensors, passed_through);
+      seen = to_cpu({x.grad()});
+    }
+    if (expected.empty()) expected = seen;
+    EXPECT_TRUE(same_bits(seen, expected));
+    // The next call that may warn does: a pack of what does move.
+    {
+      const at::Tensor x = leaf(1);
+      under(&store, [&] { return chain(x * 2); });
+    }
+    if (reason == "on a device that could not be opened")
+      EXPECT_THAT(warnings, testing::ElementsAre(testing::HasSubstr("The driver is too old.")));
+    else
+      EXPECT_THAT(warnings, IsEmpty());
+  }
+  EXPECT_THAT(sim.complaints(), IsEmpty());
+}
+
+// What the library is for.
 TEST(AcceleratorTest, WhatRunsOutOfMemoryPlainTrainsWithTheStore) {
   const auto forward = [](const at::Tensor& x) {
     at::Tensor h = x;
@@ -497,6 +730,61 @@ TEST(AcceleratorTest, WhatRunsOutOfMemoryPlainTrainsWithTheStore) {
     EXPECT_LE(machine.sim().peak(), cap);
   }
 }
+
+// As many as time allows; --long tries them all.
+TEST(AcceleratorSweep, SmallTransformersInAnySchedule) {
+  constexpr uint64_t kSeeds = 1000;
+  constexpr std::chrono::seconds kTime{20};
+  const std::string name = "transformer";
+  const Tensors& expected = plain(name);
+  const Folder folder;
+  const auto begin = std::chrono::steady_clock::now();
+  uint64_t seed = 0;
+  for (; seed < kSeeds && (is_long() || std::chrono::steady_clock::now() < begin + kTime); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const Bytes budget = KiB(static_cast<int64_t>(seed * 37 % 600));
+    Machine machine(seed % 2 == 0 ? to_host(budget) : to_disk(folder, budget), {.seed = seed});
+    ASSERT_TRUE(same_bits(train(name, &machine.store()), expected));
+    if (seed % 2 == 0) ASSERT_LE(machine.tier().peak_bytes, budget + largest_saved(name));
+  }
+  std::cout << "seeds reached: " << seed << " of " << kSeeds << "\n";
+  RecordProperty("seeds", std::to_string(seed));
+}
+
+/// Orders that the store makes, each left out: the race detector must see it in every schedule.
+class AcceleratorMutantTest : public testing::TestWithParam<MutantDevice::Mutation> {};
+
+TEST_P(AcceleratorMutantTest, IsCaughtInEverySchedule) {
+  for (uint64_t seed = 0; seed < seeds(20); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Machine machine(to_host(Bytes(0)), {.seed = seed}, GetParam());
+    (void)train("transformer", &machine.store());
+    EXPECT_THAT(machine.sim().complaints(), testing::Contains(testing::HasSubstr("race: ")));
+  }
+}
+
+const char* name_of(MutantDevice::Mutation mutation) {
+  switch (mutation) {
+    case MutantDevice::Mutation::kNone:
+      return "None";
+    case MutantDevice::Mutation::kComputeDoesNotWait:
+      return "ComputeDoesNotWait";
+    case MutantDevice::Mutation::kCopyOutDoesNotWait:
+      return "CopyOutDoesNotWait";
+    case MutantDevice::Mutation::kCopyInDoesNotWait:
+      return "CopyInDoesNotWait";
+    case MutantDevice::Mutation::kPassedTooEarly:
+      return "PassedTooEarly";
+  }
+  return "";
+}
+
+INSTANTIATE_TEST_SUITE_P(Orders, AcceleratorMutantTest,
+                         testing::Values(MutantDevice::Mutation::kComputeDoesNotWait,
+                                         MutantDevice::Mutation::kCopyOutDoesNotWait,
+                                         MutantDevice::Mutation::kCopyInDoesNotWait,
+                                         MutantDevice::Mutation::kPassedTooEarly),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace
 }  // namespace ebbtide::test

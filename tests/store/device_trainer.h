@@ -18,6 +18,7 @@
 
 #include "tests/support/chaos_device.h"
 #include "tests/support/fake_cuda_api.h"
+#include "tests/support/mutant_device.h"
 
 namespace ebbtide::test {
 
@@ -57,50 +58,6 @@ class ChaosAllocator final : public DeviceAllocator {
   ChaosDevice& device_;
 };
 
-/// The device with one of the store's orders left out: what the race detector must then see.
-class MutantDevice final : public Device {
- public:
-  enum class Mutation {
-    kNone,
-    kComputeDoesNotWait,  ///< neither before memory is dropped under its copy, nor before what came back is read
-    kCopyOutDoesNotWait,  ///< for the producer
-    kCopyInDoesNotWait,   ///< for the destination's last owner, or for the copy out that fills the host memory
-    kPassedTooEarly,      ///< memory is reused while a copy still touches it
-  };
-
-  MutantDevice(ChaosDevice& inner, Mutation mutation) : inner_(inner), mutation_(mutation) {}
-
-  bool is_host() const noexcept override { return false; }
-  std::string name() const override { return inner_.name(); }
-  std::string pci_address() const override { return {}; }
-  Result<ebbtide::DeviceMemory> memory() override { return inner_.memory(); }
-  StreamId copy_stream(Direction direction) noexcept override { return inner_.copy_stream(direction); }
-  Result<bool> capturing(StreamId stream) override { return inner_.capturing(stream); }
-  Result<EventPtr> record(StreamId stream) override { return inner_.record(stream); }
-  Status wait(StreamId stream, const EventPtr& event) override {
-    const bool out = stream == inner_.copy_stream(Direction::kOut);
-    const bool in = stream == inner_.copy_stream(Direction::kIn);
-    if (mutation_ == Mutation::kCopyOutDoesNotWait && out) return success();
-    if (mutation_ == Mutation::kCopyInDoesNotWait && in) return success();
-    if (mutation_ == Mutation::kComputeDoesNotWait && !out && !in) return success();
-    return inner_.wait(stream, event);
-  }
-  Result<bool> passed(const EventPtr& event) override {
-    if (mutation_ == Mutation::kPassedTooEarly) return true;
-    return inner_.passed(event);
-  }
-  Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
-    return inner_.copy(to, from, bytes, direction, stream);
-  }
-  Status synchronize(const EventPtr& event) override { return inner_.synchronize(event); }
-  Status register_host(void* data, size_t bytes) override { return inner_.register_host(data, bytes); }
-  void unregister_host(void* data, size_t bytes) noexcept override { inner_.unregister_host(data, bytes); }
-
- private:
-  ChaosDevice& inner_;
-  const Mutation mutation_;
-};
-
 /// One device in a store, and what a framework does on it.
 class DeviceTrainer {
  public:
@@ -121,10 +78,8 @@ class DeviceTrainer {
   DeviceTrainer(StoreCore& core, ChaosOptions chaos, StoreCore::DeviceOptions how,
                 MutantDevice::Mutation mutation = MutantDevice::Mutation::kNone)
       : core_(core), device_(std::make_shared<ChaosDevice>(chaos)), compute_(device_->make_stream("compute")) {
-    // The store may hold its device longer than the test does: the pretend one goes with it.
-    auto mutant = new MutantDevice(*device_, mutation);
-    std::shared_ptr<Device> owned(mutant, [device = device_](MutantDevice* it) { delete it; });
-    number_ = core_.add_device(std::move(owned), std::make_shared<ChaosAllocator>(*device_), how);
+    number_ = core_.add_device(std::make_shared<MutantDevice>(device_, mutation),
+                               std::make_shared<ChaosAllocator>(*device_), how);
   }
   /// On one device of a pretend CUDA driver, by CudaDevice's own code.
   DeviceTrainer(StoreCore& core, const std::shared_ptr<FakeCudaApi>& driver, int ordinal, StoreCore::DeviceOptions how)

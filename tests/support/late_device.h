@@ -14,7 +14,7 @@ namespace ebbtide::test {
 /// passed() mostly says no without having looked, as on a device that is busy. What the program sees puts things in
 /// order, and so hides missing waits from the race detector: with this it sees little.
 /// Threads: as the device beneath.
-class LateDevice final : public Device {
+class LateDevice : public Device {
  public:
   /// `looks_in_100`: how often passed() asks.
   LateDevice(std::shared_ptr<Device> device, uint64_t seed, unsigned looks_in_100)
