@@ -25,7 +25,18 @@ def _machine() -> str:
         platform.machine(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, {format_bytes(memory)}, Linux {platform.release()}"
+    return f"{model}, {len(os.sched_getaffinity(0))} CPUs, {format_bytes(memory)}, Linux {platform.release()}{_gpus()}"
+
+
+def _gpus() -> str:
+    """As the driver's own tool names them, with the driver's version; nothing where there is none."""
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return ""
+    return "".join(f"; {' driver '.join(part.strip() for part in line.split(','))}" for line in asked.stdout.splitlines())
 
 
 def _commit() -> str:

@@ -29,14 +29,6 @@ bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
   return changed;
 }
 
-/// Some host memory will hold what a disk may take, as soon as streams get there.
-bool StoreCore::copies_pass_locked() noexcept {
-  if (!may_spill_locked()) return false;
-  for (const LowerCopy* copy = host_copies_.front(); copy != nullptr; copy = host_copies_.next(*copy))
-    if (!copy->passed_out()) return true;
-  return false;
-}
-
 void StoreCore::note_enqueued_locked(DeviceTier& tier) {
   const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
   Resident* next = nullptr;

@@ -249,7 +249,8 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
   auto memory = HostCopy::make(*host_pool_, record->bytes(),
-                               urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool);
+                               urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool,
+                               host_registrar_);
   if (!memory) {
     {
       Work work(*this);

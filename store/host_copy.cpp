@@ -4,7 +4,8 @@
 
 namespace ebbtide {
 
-std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, From from) {
+std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, From from,
+                                         const std::shared_ptr<HostRegistrar>& registrar) {
   constexpr int64_t kPage = 4096;
   const Bytes whole((bytes.count() + kPage - 1) / kPage * kPage);
   const auto whole_size = static_cast<size_t>(whole.count());
@@ -19,7 +20,12 @@ std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, From fro
   copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, whole_size)), std::free};
   if (!copy->heap_) return nullptr;
   copy->pieces_.push_back({copy->heap_.get(), whole_size});
+  if (registrar && registrar->pin(copy->heap_.get(), whole_size).ok()) copy->pinned_by_ = registrar;
   return copy;
+}
+
+HostCopy::~HostCopy() {
+  if (pinned_by_) pinned_by_->unpin(heap_.get(), pieces_.front().bytes);
 }
 
 }  // namespace ebbtide

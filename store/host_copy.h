@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/nvme/spill_tier.h>
+#include <ebbtide/pinned_pool/host_registrar.h>
 #include <ebbtide/pinned_pool/pool.h>
 
 #include <cstddef>
@@ -17,10 +18,13 @@ class HostCopy {
   enum class From {
     kReadyPool,     ///< memory that the pool has ready: no system call
     kPool,          ///< the pool may grow
-    kPoolOrSystem,  ///< and where it has no room, the system serves, with pageable memory
+    kPoolOrSystem,  ///< and where it has no room, the system serves
   };
-  /// Null where there is no room.
-  static std::shared_ptr<HostCopy> make(PinnedPool& pool, Bytes bytes, From from);
+  /// Null where there is no room. The system's memory is pinned by `registrar`, for a copy from pageable memory is
+  /// waited for by whoever enqueues it.
+  static std::shared_ptr<HostCopy> make(PinnedPool& pool, Bytes bytes, From from,
+                                        const std::shared_ptr<HostRegistrar>& registrar = nullptr);
+  ~HostCopy();
 
   Bytes bytes() const noexcept { return bytes_; }
   /// All of it, in whole pages: what direct I/O wants. The end of the last page means nothing.
@@ -31,6 +35,7 @@ class HostCopy {
 
   Block block_;
   std::unique_ptr<std::byte, void (*)(void*)> heap_{nullptr, nullptr};
+  std::shared_ptr<HostRegistrar> pinned_by_;  // heap_, where it could be pinned
   std::vector<IoPiece> pieces_;
   Bytes bytes_;
 };

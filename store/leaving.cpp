@@ -53,9 +53,10 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
       continue;
     }
     tier.note_peak();
-    // Room that copies in flight are about to make is waited for by no caller: until then the tensors stay.
+    // Host memory that the disk is about to take over, once copies have passed, is waited for by no caller: until then
+    // the tensors stay.
     if (over && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
-        !(tier.link && copies_pass_locked())) {
+        !(tier.link && may_spill_locked())) {
       const std::string why = why_nothing_leaves_locked(tier);
       if (options_.on_full == OnFull::kRaise ||
           (options_.on_full == OnFull::kAutomatic && tier.budget_given && !tier.link)) {

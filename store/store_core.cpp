@@ -132,8 +132,10 @@ void StoreCore::open_host_tier(const std::shared_ptr<Device>& device) {
     if (budget < kLeastPool)
       throw ConfigError("host_budget: the tensors of " + device->name() + " need at least " + to_string(kLeastPool) +
                         " of it, and CPU tensors took " + to_string(staging_budget_));
-    auto pool = open_host_pool(budget, std::make_shared<DeviceRegistrar>(device));
+    auto registrar = std::make_shared<DeviceRegistrar>(device);
+    auto pool = open_host_pool(budget, registrar);
     std::lock_guard lock(mutex_);
+    host_registrar_ = std::move(registrar);
     host_budget_ = budget;
     host_pool_ = std::move(pool);
   });

@@ -169,7 +169,6 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   // device_leaving.cpp: from an accelerator's memory into host memory, and on to disk.
   bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);
-  bool copies_pass_locked() noexcept;
   void note_enqueued_locked(DeviceTier& tier);
   void copy_out(const std::vector<CopyOut>& orders);
   void copy_out_done(Passage& passage, const Status& status);
@@ -234,6 +233,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::unique_ptr<SpillTier> spill_;       // null without a folder
   Bytes host_budget_;                      // of the host tier: what accelerators' records lie in
   std::unique_ptr<PinnedPool> host_pool_;  // null without an accelerator
+  std::shared_ptr<HostRegistrar> host_registrar_;
   std::shared_ptr<LinkThread> link_thread_;
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};

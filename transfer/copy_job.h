@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/transfer/copy_chunks.h>
 #include <ebbtide/transfer/device.h>
 
 #include <atomic>
@@ -9,15 +10,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <vector>
+#include <utility>
 
 namespace ebbtide {
-
-struct CopyChunk {
-  void* to = nullptr;
-  const void* from = nullptr;
-  size_t bytes = 0;
-};
 
 enum class Urgency {
   kQueued,  ///< when its turn comes and the lane's cap leaves room
@@ -25,7 +20,7 @@ enum class Urgency {
 };
 
 struct CopyRequest {
-  std::vector<CopyChunk> chunks;
+  CopyChunks chunks;
   /// The copies run after this event; null: at once.
   EventPtr after;
   /// What must not be freed while a copy may touch it. The lane lets go of it after `done` has returned, on that same
@@ -68,7 +63,11 @@ constexpr bool may_become(CopyState from, CopyState to) noexcept {
 
 /// Threads: all methods from any. Lifetime: shared by the lane (until done) and whoever asked; may outlive the lane.
 class CopyJob {
+  class ByLane {};  // only a lane makes jobs
+
  public:
+  CopyJob(ByLane, CopyRequest request) : request_(std::move(request)) {}
+
   CopyState state() const noexcept { return state_.load(std::memory_order_acquire); }
   /// No copy of this job touches memory any more.
   bool finished() const noexcept { return state() >= CopyState::kPassed; }
@@ -81,7 +80,6 @@ class CopyJob {
 
  private:
   friend class CopyLane;
-  explicit CopyJob(CopyRequest request) : request_(std::move(request)) {}
 
   /// The lane still has something to enqueue: copies, or the event after them.
   bool has_work() const noexcept {

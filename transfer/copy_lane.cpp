@@ -7,7 +7,7 @@
 namespace ebbtide {
 namespace {
 
-size_t total_bytes(const std::vector<CopyChunk>& chunks, size_t first) {
+size_t total_bytes(const CopyChunks& chunks, size_t first) {
   size_t bytes = 0;
   for (size_t i = first; i < chunks.size(); ++i) bytes += chunks[i].bytes;
   return bytes;
@@ -24,13 +24,13 @@ CopyLane::CopyLane(Device& device, const Clock& clock, Direction direction, Copy
 
 CopyLane::~CopyLane() {
   close();
-  if (!in_flight_.empty()) new std::deque<Batch>(std::move(in_flight_));  // see Lifetime
-  if (!queue_.empty()) new std::deque<CopyJobPtr>(std::move(queue_));     // copies enqueued, event still to be recorded
+  if (!in_flight_.empty()) new Queue<Batch>(std::move(in_flight_));  // see Lifetime
+  if (!queue_.empty()) new Queue<CopyJobPtr>(std::move(queue_));     // copies enqueued, event still to be recorded
 }
 
 CopyJobPtr CopyLane::submit(CopyRequest request) {
   const bool demanded = request.urgency == Urgency::kDemand;
-  CopyJobPtr job(new CopyJob(std::move(request)));
+  const CopyJobPtr job = std::allocate_shared<CopyJob>(job_memory_, CopyJob::ByLane(), std::move(request));
   {
     Lock lock(mutex_);
     ++stats_.jobs;
@@ -83,7 +83,7 @@ void CopyLane::pump() {
 void CopyLane::close() {
   Lock lock(mutex_);
   closed_ = true;
-  const std::deque<CopyJobPtr> queued = queue_;
+  const Queue<CopyJobPtr> queued = queue_;
   for (const CopyJobPtr& job : queued) cancel_locked(job);
   deliver(lock);
 }
@@ -216,7 +216,8 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
 // Calls what callers left to be called. Several threads may be in here, each with jobs of its own.
 void CopyLane::deliver(Lock& lock) {
   while (!ended_.empty()) {
-    const std::vector<CopyJobPtr> ended = std::exchange(ended_, {});
+    Queue<CopyJobPtr> ended(ended_.get_allocator());
+    ended.swap(ended_);
     ++delivering_;
     lock.unlock();
     for (const CopyJobPtr& job : ended) {
@@ -230,7 +231,7 @@ void CopyLane::deliver(Lock& lock) {
 
 // How far the job may be enqueued within the cap.
 size_t CopyLane::fitting_end_locked(const CopyJob& job) const {
-  const std::vector<CopyChunk>& chunks = job.request_.chunks;
+  const CopyChunks& chunks = job.request_.chunks;
   int64_t in_flight = stats_.in_flight.count();
   size_t end = job.next_chunk_;
   while (end < chunks.size()) {
@@ -256,9 +257,9 @@ void CopyLane::cancel_locked(const CopyJobPtr& job) {
 
 // REQUIRES: state kQueued, failure_ is set, not held.
 void CopyLane::stop_locked(const CopyJobPtr& job) {
-  std::vector<CopyChunk>& chunks = job->request_.chunks;
+  CopyChunks& chunks = job->request_.chunks;
   stats_.queued -= Bytes(static_cast<int64_t>(total_bytes(chunks, job->next_chunk_)));
-  chunks.resize(job->next_chunk_);
+  chunks.shrink(job->next_chunk_);
   become_locked(*job, CopyState::kStopping);
   if (!job->has_work()) std::erase(queue_, job);
 }

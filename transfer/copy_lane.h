@@ -20,6 +20,7 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/transfer/bandwidth.h>
+#include <ebbtide/transfer/block_cache.h>
 #include <ebbtide/transfer/clock.h>
 #include <ebbtide/transfer/copy_job.h>
 #include <ebbtide/transfer/device.h>
@@ -29,11 +30,10 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <vector>
 
 namespace ebbtide {
 
@@ -67,8 +67,8 @@ struct CopyLaneStats {
 ///
 /// Threads:  all methods from any. Nothing waits for a stream; demand() may wait for another thread that is just
 ///           enqueuing the same job.
-/// Locks:    the lane's is a leaf: it is held across no device call and no callback. Callers hold no lock that their
-///           `done` callbacks take, for these run inside submit, demand, cancel, pump and close.
+/// Locks:    the lane's is held across no device call, no callback, and no lock but that of its memory. Callers hold no
+///           lock that their `done` callbacks take, for these run inside submit, demand, cancel, pump and close.
 /// Lifetime: device and clock outlive the lane. To end: close(), pump() until idle(), destroy. Destroyed earlier, it
 ///           leaks what copies in flight touch, since memory freed under a copy would corrupt its next owner.
 /// Errors:   each job's own, as a value: in done(), in CopyJob::failure() and from demand(). A failed job stops no
@@ -114,6 +114,10 @@ class CopyLane {
   using Lock = std::unique_lock<std::mutex>;
   using Time = std::chrono::nanoseconds;
 
+  /// After warm-up, jobs come and go without a call of the heap.
+  template <class T>
+  using Queue = std::list<T, CachedAllocator<T>>;
+
   /// Copies enqueued in one go, with one event after them.
   struct Batch {
     CopyJobPtr job;
@@ -144,15 +148,16 @@ class CopyLane {
   const Direction direction_;
   const StreamId stream_;
   const CopyLaneOptions options_;
+  const CachedAllocator<CopyJob> job_memory_;
 
   mutable std::mutex mutex_;
   std::condition_variable released_;  // a job is no longer held
   // All below: guarded by mutex_.
-  std::deque<CopyJobPtr> queue_;
-  std::deque<Batch> in_flight_;
-  std::vector<CopyJobPtr> ended_;  // their `done` is still to be called
-  int delivering_ = 0;             // threads inside `done`
-  int enqueuing_ = 0;              // threads that hold a job
+  Queue<CopyJobPtr> queue_;
+  Queue<Batch> in_flight_;
+  Queue<CopyJobPtr> ended_;  // their `done` is still to be called
+  int delivering_ = 0;       // threads inside `done`
+  int enqueuing_ = 0;        // threads that hold a job
   bool pumping_ = false;
   bool closed_ = false;
   Time last_end_{0};  // when the last batch was seen to have passed

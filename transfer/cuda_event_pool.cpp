@@ -1,32 +1,11 @@
 #include <ebbtide/transfer/cuda_event_pool.h>
 
 #include <algorithm>
-#include <new>
 
 namespace ebbtide {
 
-/// For std::allocate_shared: the copy in the control block keeps the pool alive until after the event's destructor.
-template <class T>
-struct CudaEventPool::Allocator {
-  using value_type = T;
-
-  explicit Allocator(std::shared_ptr<CudaEventPool> from) noexcept : pool(std::move(from)) {}
-  template <class U>
-  Allocator(const Allocator<U>& other) noexcept : pool(other.pool) {}  // NOLINT(google-explicit-constructor)
-
-  T* allocate(size_t count) { return static_cast<T*>(pool->take_block(count * sizeof(T))); }
-  void deallocate(T* memory, size_t) noexcept { pool->give_block(memory); }
-
-  template <class U>
-  bool operator==(const Allocator<U>& other) const noexcept {
-    return pool == other.pool;
-  }
-
-  std::shared_ptr<CudaEventPool> pool;
-};
-
 CudaPooledEvent::~CudaPooledEvent() {
-  pool_.give_back(handle_);
+  pool_->give_back(handle_);
 }
 
 CudaEventPool::~CudaEventPool() {
@@ -35,7 +14,6 @@ CudaEventPool::~CudaEventPool() {
     for (const CudaEvent event : idle_) (void)api.event_destroy(event);
     return CudaResult::kSuccess;
   });
-  while (blocks_ != nullptr) ::operator delete(std::exchange(blocks_, blocks_->next));
 }
 
 Result<EventPtr> CudaEventPool::record(CudaStream stream) {
@@ -48,7 +26,7 @@ Result<EventPtr> CudaEventPool::record(CudaStream stream) {
     if (event != nullptr) give_back(event);
     return recorded.failure();
   }
-  return EventPtr(std::allocate_shared<CudaPooledEvent>(Allocator<CudaPooledEvent>(shared_from_this()), *this, event));
+  return EventPtr(std::allocate_shared<CudaPooledEvent>(memory_, shared_from_this(), event));
 }
 
 CudaEvent CudaEventPool::take_idle() noexcept {
@@ -74,19 +52,6 @@ CudaResult CudaEventPool::make(CudaApi& api, CudaEvent* event) {
 void CudaEventPool::give_back(CudaEvent event) noexcept {
   const std::lock_guard lock(mutex_);
   idle_.push_back(event);
-}
-
-void* CudaEventPool::take_block(size_t bytes) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (blocks_ != nullptr) return std::exchange(blocks_, blocks_->next);
-  }
-  return ::operator new(std::max(bytes, sizeof(Block)));
-}
-
-void CudaEventPool::give_block(void* memory) noexcept {
-  const std::lock_guard lock(mutex_);
-  blocks_ = new (memory) Block{blocks_};
 }
 
 }  // namespace ebbtide

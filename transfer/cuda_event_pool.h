@@ -1,6 +1,7 @@
 // Events of one CUDA context, made once and used again.
 #pragma once
 
+#include <ebbtide/transfer/block_cache.h>
 #include <ebbtide/transfer/cuda_context.h>
 #include <ebbtide/transfer/device.h>
 
@@ -19,14 +20,15 @@ class CudaEventPool;
 /// at the time of the wait.
 class CudaPooledEvent final : public Event {
  public:
-  CudaPooledEvent(CudaEventPool& pool, CudaEvent handle) noexcept : pool_(pool), handle_(handle) {}
+  CudaPooledEvent(std::shared_ptr<CudaEventPool> pool, CudaEvent handle) noexcept
+      : pool_(std::move(pool)), handle_(handle) {}
   ~CudaPooledEvent() override;
 
   CudaEvent handle() const noexcept { return handle_; }
-  const CudaEventPool* pool() const noexcept { return &pool_; }
+  const CudaEventPool* pool() const noexcept { return pool_.get(); }
 
  private:
-  CudaEventPool& pool_;  // kept alive by the allocator in the event's own control block
+  const std::shared_ptr<CudaEventPool> pool_;
   const CudaEvent handle_;
 };
 
@@ -44,25 +46,17 @@ class CudaEventPool : public std::enable_shared_from_this<CudaEventPool> {
 
  private:
   friend class CudaPooledEvent;
-  template <class T>
-  struct Allocator;
-  struct Block {
-    Block* next;
-  };
-
   CudaEvent take_idle() noexcept;
   CudaResult make(CudaApi& api, CudaEvent* event);
   void give_back(CudaEvent event) noexcept;
-  void* take_block(size_t bytes);
-  void give_block(void* memory) noexcept;
 
   const std::shared_ptr<CudaContext> context_;
   const unsigned flags_;
+  const CachedAllocator<CudaPooledEvent> memory_;
   std::mutex mutex_;
   // All below: guarded by mutex_.
   std::vector<CudaEvent> idle_;  // with room for all that were made
   size_t made_ = 0;
-  Block* blocks_ = nullptr;  // memory for events and their control blocks, all of one size
 };
 
 }  // namespace ebbtide

@@ -286,3 +286,20 @@ def test_bf16_autocast_and_attached_models():
     assert "parameter or buffer of an attached model" in store.stats()["passed_through_reasons"] or store.stats()["offloaded"]["tensors"] > 0
     report = store.report()
     assert "cuda" in report.lower() or "nvidia" in report.lower()
+
+
+def test_what_a_store_has_seen_may_outlive_it():
+    """torch's allocator was told of the store's streams, and turns to them when it frees what they used."""
+    weight = torch.randn(1024, 1024, device=GPU, requires_grad=True)
+    inputs = [torch.randn(1024, 1024, device=GPU) for _ in range(8)]
+    for x in inputs:
+        store = ebbtide.Store(device_budget=0, min_bytes=MIN_BYTES)
+        with store:
+            loss = (x @ weight).tanh().sum()
+        loss.backward()
+        del store, loss
+        gc.collect()
+    torch.cuda.synchronize()
+    del inputs, x
+    torch.cuda.empty_cache()
+    torch.cuda.synchronize()

@@ -47,7 +47,9 @@ class CopyLaneOverlapTest : public testing::Test {
   CopyJobPtr queued(size_t chunks) {
     device_.pass = false;
     lane_.submit({.chunks = {kChunk, kChunk}});
-    return lane_.submit({.chunks = std::vector<CopyChunk>(chunks, kChunk), .done = [this](const Status&) { ++done_; }});
+    CopyRequest request{.done = [this](const Status&) { ++done_; }};
+    for (size_t i = 0; i < chunks; ++i) request.chunks.push_back(kChunk);
+    return lane_.submit(std::move(request));
   }
   HookedDevice device_;
   SteadyClock clock_;

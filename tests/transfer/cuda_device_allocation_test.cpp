@@ -1,6 +1,7 @@
-// After warm-up, CudaDevice allocates nothing.
+// After warm-up, CudaDevice allocates nothing, nor do the lanes for tensors of one chunk.
 #include "tests/support/count_allocations.h"
 
+#include <ebbtide/transfer/copy_lane.h>
 #include <ebbtide/transfer/cuda_device.h>
 
 #include <gtest/gtest.h>
@@ -36,6 +37,30 @@ TEST(CudaDeviceAllocation, NoneAfterWarmUp) {
   round();
   round();
   EXPECT_EQ(allocations - warm, 0);
+}
+
+TEST(CudaDeviceAllocation, NoneByALaneAfterWarmUp) {
+  const auto cuda = CudaDevice::open(std::make_shared<NoopCudaApi>(), 0).value();
+  const SteadyClock clock;
+  const StreamId compute{0x100};
+  CopyLane lane(*cuda, clock, Direction::kOut);
+  char byte = 0;
+  int done = 0;
+  std::vector<CopyJobPtr> jobs(100);
+  const auto round = [&] {
+    for (CopyJobPtr& job : jobs)
+      job = lane.submit({.chunks = {{&byte, &byte, 1}},
+                         .after = cuda->record(compute).value(),
+                         .done = [&done](const Status& status) { done += status.ok(); }});
+    lane.pump();
+    for (CopyJobPtr& job : jobs) job.reset();
+  };
+  round();
+  const int64_t warm = allocations;
+  round();
+  round();
+  EXPECT_EQ(allocations - warm, 0);
+  EXPECT_EQ(done, 300);
 }
 
 }  // namespace

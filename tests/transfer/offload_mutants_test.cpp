@@ -195,7 +195,7 @@ class Offloader {
  private:
   bool removed(Mutant mutant) const { return mutant_ == mutant; }
 
-  static std::vector<CopyChunk> halves(std::byte* to, const std::byte* from) {
+  static CopyChunks halves(std::byte* to, const std::byte* from) {
     return {{to, from, kBytes / 2}, {to + kBytes / 2, from + kBytes / 2, kBytes / 2}};
   }
   static std::shared_ptr<void> hold(std::shared_ptr<void> a, std::shared_ptr<void> b) {
