@@ -45,19 +45,13 @@ class TorchAllocator final : public DeviceAllocator {
   const c10::Device device_;
 };
 
-/// One for all stores, and never ended: torch's allocator was told of its copy streams (note_streams), and records events
-/// on them whenever such memory is freed, if need be after the last store.
 /// Torch has loaded the driver and counts devices as it does.
 Result<std::shared_ptr<Device>> open_cuda(c10::DeviceIndex index) {
-  static auto* mutex = new std::mutex;
-  static auto* opened = new std::unordered_map<c10::DeviceIndex, std::shared_ptr<Device>>;
-  const std::lock_guard lock(*mutex);
-  if (const auto known = opened->find(index); known != opened->end()) return known->second;
   Result<std::shared_ptr<CudaApi>> driver = CudaApi::of_process();
   if (!driver.ok()) return driver.failure();
   Result<std::shared_ptr<CudaDevice>> device = CudaDevice::open(std::move(driver).value(), index);
   if (!device.ok()) return device.failure();
-  return opened->emplace(index, std::move(device).value()).first->second;
+  return std::shared_ptr<Device>(std::move(device).value());
 }
 
 }  // namespace

@@ -51,8 +51,9 @@ StreamId current_stream(c10::Device device);
 
 /// Tells torch that this thread's current stream uses `storage`: the memory goes to nobody else before that has run.
 /// For what is packed too: nothing says on which stream its memory was allocated, where torch gives it to the next, and
-/// on that stream nothing costs nothing. Copies need no more, since the stream of the pack waits for them before the
-/// store lets go.
+/// on that stream nothing costs nothing. Of the copy streams torch must not be told: it would turn to them when it frees
+/// the memory, if need be after the store has died. The stream of the pack waits for their copies before the store lets
+/// go.
 void note_current_stream(const c10::Storage& storage);
 
 }  // namespace ebbtide

@@ -29,6 +29,14 @@ bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
   return changed;
 }
 
+/// Some host memory will hold what the disk may take, as soon as its copy has passed.
+bool StoreCore::copies_run_locked() noexcept {
+  if (!may_spill_locked()) return false;
+  for (const LowerCopy* copy = host_copies_.front(); copy != nullptr; copy = host_copies_.next(*copy))
+    if (!copy->passed_out()) return true;
+  return false;
+}
+
 void StoreCore::note_enqueued_locked(DeviceTier& tier) {
   const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
   Resident* next = nullptr;
@@ -114,9 +122,12 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
 }
 
 void StoreCore::copy_out_done(Passage& passage, const Status& status) {
+  std::optional<uint64_t> fingerprint;
+  if (status.ok() && options_.verify.value_or(false)) fingerprint = passage.memory->fingerprint();
   {
     Work work(*this);
     std::lock_guard lock(mutex_);
+    ++copies_out_done_;
     Record* record = std::exchange(passage.record, nullptr);
     settle_passage_locked(passage, record, work);
     passage.memory = nullptr;
@@ -126,6 +137,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
       record->lower_.leaving = nullptr;
       if (status.ok()) {
         record->tier_->copy_errors = 0;
+        record->fingerprint_ = fingerprint;
         if (record->state_ == RecordState::kLeaving) {
           record->become(RecordState::kClean);
           place_locked(*record->resident_);

@@ -44,6 +44,7 @@ std::shared_ptr<LinkThread> LinkThread::start(std::weak_ptr<StoreCore> core) {
       self->run(core);
     }).detach();
   } catch (const std::system_error&) {
+    self = nullptr;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return self;

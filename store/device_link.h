@@ -40,7 +40,7 @@ class DeviceLink {
 /// core weakly, and ends by itself once told to, with what is in flight or after a second.
 class LinkThread : public std::enable_shared_from_this<LinkThread> {
  public:
-  /// Errors: none; without a thread (the system refuses one) packs and unpacks alone move things on.
+  /// Null where the system refuses a thread: packs and unpacks alone then move things on.
   static std::shared_ptr<LinkThread> start(std::weak_ptr<StoreCore> core);
   void add(std::shared_ptr<DeviceLink> link);
   /// Something was submitted.

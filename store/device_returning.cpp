@@ -146,15 +146,21 @@ void StoreCore::copy_in(const CopyIn& order) {
   std::shared_ptr<HostCopy> memory;
   CopyJobPtr out;
   Bytes whole, before;
+  std::optional<uint64_t> fingerprint;  // none yet for what has not left wholly
   {
     std::lock_guard lock(mutex_);
     record.lower_.copying_in = record.state_ == RecordState::kReturning;
     if (!record.lower_.copying_in) return;  // lost meanwhile
     memory = record.lower_.memory;
     if (record.lower_.leaving) out = record.lower_.out;
+    fingerprint = record.fingerprint_;
     whole = record.resident_->bytes;
     before = record.begin_ - record.resident_->origin;
   }
+  if (fingerprint && memory->fingerprint() != *fingerprint)
+    return copy_in_refused(record, {FailureCode::kCorrupt, 0,
+                                    "a saved tensor of " + to_string(record.bytes()) +
+                                        " lies in host memory with other bytes than it left with (verify)"});
   Result<std::shared_ptr<DeviceStorage>> allocated = link.allocator->allocate(whole, order.stream);
   if (!allocated.ok()) return copy_in_refused(record, allocated.failure());
   const std::shared_ptr<DeviceStorage> storage = std::move(allocated).value();
@@ -209,7 +215,7 @@ void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
 
 /// The device had no room or no event now: whoever waits tries again or throws, a prefetch is put off.
 void StoreCore::return_refused_locked(Record& record, const Failure& failure, Work& work) {
-  if (record.demanded_) {
+  if (record.demanded_ || failure.code == FailureCode::kCorrupt) {
     record.lost_ = failure;
   } else {
     size_t& next = Pass::of(record.pass_->next_, record.tier_->index);
@@ -234,7 +240,8 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
         place_locked(*record->resident_);
       } else if (record->state_ == RecordState::kReturning) {
         buried_.push_back(record->resident_->storage);
-        if (status.failure().code == FailureCode::kOverCapacity) {
+        const FailureCode code = status.failure().code;
+        if (code != FailureCode::kIo && code != FailureCode::kCancelled) {  // the device is not lost, nor is the host copy
           return_refused_locked(*record, status.failure(), work);
         } else {
           record->lost_ = status.failure();

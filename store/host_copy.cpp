@@ -1,5 +1,9 @@
 #include <ebbtide/store/host_copy.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
 #include <cstdlib>
 
 namespace ebbtide {
@@ -22,6 +26,19 @@ std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, From fro
   copy->pieces_.push_back({copy->heap_.get(), whole_size});
   if (registrar && registrar->pin(copy->heap_.get(), whole_size).ok()) copy->pinned_by_ = registrar;
   return copy;
+}
+
+uint64_t HostCopy::fingerprint() const {
+  XXH3_state_t state;
+  XXH3_INITSTATE(&state);
+  XXH3_64bits_reset(&state);
+  auto left = static_cast<size_t>(bytes_.count());
+  for (const IoPiece& piece : pieces_) {
+    const size_t part = std::min(piece.bytes, left);
+    XXH3_64bits_update(&state, piece.data, part);
+    left -= part;
+  }
+  return XXH3_64bits_digest(&state);
 }
 
 HostCopy::~HostCopy() {

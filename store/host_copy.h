@@ -27,6 +27,8 @@ class HostCopy {
   ~HostCopy();
 
   Bytes bytes() const noexcept { return bytes_; }
+  /// Of the bytes that it holds now; for verify.
+  uint64_t fingerprint() const;
   /// All of it, in whole pages: what direct I/O wants. The end of the last page means nothing.
   const std::vector<IoPiece>& pieces() const noexcept { return pieces_; }
 

@@ -45,6 +45,13 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
         wait(lock, pass, [&] { return !host_full_ || sinking_ == Bytes(0); });
         continue;
       }
+      // The program is far ahead of the device: the disk has room, but not for what no copy has filled yet.
+      if (host_full_ && link_thread_ && copies_run_locked()) {
+        wait(lock, pass, [&, seen = copies_out_done_] {
+          return copies_out_done_ != seen || !host_full_ || sinking_ > Bytes(0);
+        });
+        continue;
+      }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, [&] {
         return tier.held() <= tier.budget || tier.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
@@ -53,8 +60,6 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
       continue;
     }
     tier.note_peak();
-    // Host memory that the disk is about to take over, once copies have passed, is waited for by no caller: until then
-    // the tensors stay.
     if (over && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
         !(tier.link && may_spill_locked())) {
       const std::string why = why_nothing_leaves_locked(tier);

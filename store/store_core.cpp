@@ -98,7 +98,7 @@ int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<Device
   std::lock_guard lock(mutex_);
   if (how.own_thread) {
     if (!link_thread_) link_thread_ = LinkThread::start(weak_from_this());
-    link_thread_->add(link);
+    if (link_thread_) link_thread_->add(link);
   }
   DeviceTier& tier = tiers_.emplace_back(std::move(device), tiers_.size());
   tier.link = std::move(link);

@@ -169,6 +169,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   // device_leaving.cpp: from an accelerator's memory into host memory, and on to disk.
   bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);
+  bool copies_run_locked() noexcept;
   void note_enqueued_locked(DeviceTier& tier);
   void copy_out(const std::vector<CopyOut>& orders);
   void copy_out_done(Passage& passage, const Status& status);
@@ -271,6 +272,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   IntrusiveList<LowerCopy> host_copies_;  // in order of leaving
   Bytes host_bytes_;                      // in them
   Bytes sinking_;                         // of those that a disk reads
+  int64_t copies_out_done_ = 0;           // well or not
   int64_t lifting_ = 0;                   // reads into the host tier under way
   bool host_full_ = false;                // until a host copy goes
   Bytes host_wanted_;                     // by what it refused last

@@ -48,7 +48,7 @@ struct Span {
 ///
 /// Work is done late, at moments that the seed decides, on whichever thread happens to call; a copy is done in two
 /// halves. Freed memory is poisoned by a task on the stream that it was allocated on (a free counts as a write there)
-/// and handed out again at the next allocation of its size.
+/// and handed out again at the next allocation of its size. An event that is asked about long enough passes.
 ///
 /// Threads:  any; serialised by one mutex. With one thread, or threads that take turns, a seed replays exactly.
 /// Lifetime: outlives its buffers and lanes; events may outlive it.
