@@ -77,9 +77,11 @@ class DeviceTrainer {
 
   DeviceTrainer(StoreCore& core, ChaosOptions chaos, StoreCore::DeviceOptions how,
                 MutantDevice::Mutation mutation = MutantDevice::Mutation::kNone)
-      : core_(core), device_(std::make_shared<ChaosDevice>(chaos)), compute_(device_->make_stream("compute")) {
-    number_ = core_.add_device(std::make_shared<MutantDevice>(device_, mutation),
-                               std::make_shared<ChaosAllocator>(*device_), how);
+      : core_(core),
+        device_(std::make_shared<ChaosDevice>(chaos)),
+        mutant_(std::make_shared<MutantDevice>(device_, mutation)),
+        compute_(device_->make_stream("compute")) {
+    number_ = core_.add_device(mutant_, std::make_shared<ChaosAllocator>(*device_), how);
   }
   /// On one device of a pretend CUDA driver, by CudaDevice's own code.
   DeviceTrainer(StoreCore& core, const std::shared_ptr<FakeCudaApi>& driver, int ordinal, StoreCore::DeviceOptions how)
@@ -89,6 +91,8 @@ class DeviceTrainer {
   }
 
   ChaosDevice& device() { return *device_; }
+  /// Where the last copy out went. REQUIRES: not on a pretend CUDA driver.
+  std::byte* host_memory() const { return mutant_->host_memory(); }
   StreamId compute() const { return compute_; }
   int number() const { return number_; }
 
@@ -146,6 +150,7 @@ class DeviceTrainer {
  private:
   StoreCore& core_;
   const std::shared_ptr<ChaosDevice> device_;
+  const std::shared_ptr<MutantDevice> mutant_;
   const StreamId compute_;
   int number_ = 0;
   int uses_ = 0;

@@ -306,6 +306,38 @@ TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeB
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, VerifySaysWhenHostMemoryIsNotWhatLeft) {
+  Options verifying = options(Bytes(0));
+  verifying.verify = true;
+  open(verifying, Pace::kEager);
+  forward(2);
+  trainer_->drain();
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  *trainer_->host_memory() ^= std::byte{1};  // of the one that left last
+  EXPECT_THROW((void)trainer_->use(saved_[1]), CorruptTensor);
+  (void)trainer_->use(saved_[0]);
+  *trainer_->host_memory() ^= std::byte{1};
+  (void)trainer_->use(saved_[1]);
+  expect_clean();
+}
+
+/// A program far ahead of its device, on which nothing has run: it waits for copies rather than hold more.
+TEST_F(StoreDeviceTest, AheadOfTheDeviceTheBudgetIsHeldAllTheSame) {
+  core_ = StoreCore::open(options(KiB(256), MiB(2)));
+  core_->set_warning_handler([this](const std::string& text) { warnings_.push_back(text); });
+  trainer_ = std::make_unique<DeviceTrainer>(*core_, ChaosOptions{.seed = 7, .pace = Pace::kLazy},
+                                             StoreCore::DeviceOptions{.own_thread = true});
+  for (int i = 0; i < 128; ++i) {  // 8 MiB, through a host tier of 2
+    saved_.push_back(trainer_->save(pass_, 100 + static_cast<uint64_t>(i), kSize));
+    EXPECT_LE(core_->stats().device.bytes, KiB(256) + Bytes(kSize)) << i;
+  }
+  core_->scope_ended(pass_);
+  EXPECT_GT(core_->stats().stall_s, 0);
+  EXPECT_THAT(warnings_, IsEmpty());
+  backward();
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, CpuTensorsBesideADevice) {
   open(options(KiB(128)));
   forward(8);

@@ -30,7 +30,7 @@ struct ChaosDevice::Memory {
 };
 
 /// Streams go on by themselves: whoever asks this often sees an event pass.
-constexpr int kPatience = 1000;
+constexpr int kPatience = 12;
 
 class ChaosDevice::PointEvent final : public Event {
  public:

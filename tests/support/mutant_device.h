@@ -3,6 +3,8 @@
 
 #include <ebbtide/transfer/device.h>
 
+#include <atomic>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <utility>
@@ -42,15 +44,20 @@ class MutantDevice final : public Device {
     return device_->passed(event);
   }
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
+    if (direction == Direction::kOut) host_memory_ = static_cast<std::byte*>(to);
     return device_->copy(to, from, bytes, direction, stream);
   }
   Status synchronize(const EventPtr& event) override { return device_->synchronize(event); }
   Status register_host(void* data, size_t bytes) override { return device_->register_host(data, bytes); }
   void unregister_host(void* data, size_t bytes) noexcept override { device_->unregister_host(data, bytes); }
 
+  /// Where the last copy out went.
+  std::byte* host_memory() const noexcept { return host_memory_; }
+
  private:
   const std::shared_ptr<Device> device_;
   const Mutation mutation_;
+  std::atomic<std::byte*> host_memory_{nullptr};
 };
 
 }  // namespace ebbtide::test
