@@ -37,7 +37,8 @@ bool is_parameter(const at::TensorBase& tensor) {
 const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters,
                              const Accelerators& accelerators) {
   if (const char* kind = why_kind(tensor)) return kind;
-  if (!tensor.device().is_cpu() && !accelerators.serves(tensor.device().type())) return "on a device that is not served";
+  if (!tensor.device().is_cpu() && !accelerators.serves(tensor.device().type()))
+    return "on a device that is not served";
   if (tensor.numel() == 0) return "no elements";
   c10::StorageImpl& storage = *tensor.storage().unsafeGetStorageImpl();
   if (static_cast<int64_t>(storage.nbytes()) < min_bytes.count()) return "under min_bytes";

@@ -120,8 +120,7 @@ at::Tensor SavedTensor::call_unpack_hook() {
 at::Tensor SavedTensor::unpack_record() {
   StoreCore& core = record_->core();
   const c10::Device device = view_.device();
-  const StoreCore::Unpacked unpacked =
-      core.unpack(*record_, device.is_cpu() ? kHostStream : current_stream(device));
+  const StoreCore::Unpacked unpacked = core.unpack(*record_, device.is_cpu() ? kHostStream : current_stream(device));
   auto storage = std::static_pointer_cast<TorchStorage>(unpacked.storage);
   if (!storage)
     storage = std::static_pointer_cast<TorchStorage>(

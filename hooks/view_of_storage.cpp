@@ -44,8 +44,7 @@ void ViewOfStorage::shift(Bytes bytes) noexcept {
 }
 
 at::Tensor ViewOfStorage::over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const {
-  const c10::DispatchKeySet keys(
-      c10::computeDispatchKey(c10::typeMetaToScalarType(dtype_), c10::kStrided, device_));
+  const c10::DispatchKeySet keys(c10::computeDispatchKey(c10::typeMetaToScalarType(dtype_), c10::kStrided, device_));
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), keys, dtype_);
   c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   impl.set_sizes_and_strides(sizes_and_strides_.sizes_arrayref(), sizes_and_strides_.strides_arrayref(),

@@ -241,7 +241,8 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
       } else if (record->state_ == RecordState::kReturning) {
         buried_.push_back(record->resident_->storage);
         const FailureCode code = status.failure().code;
-        if (code != FailureCode::kIo && code != FailureCode::kCancelled) {  // the device is not lost, nor is the host copy
+        if (code != FailureCode::kIo &&
+            code != FailureCode::kCancelled) {  // the device is not lost, nor is the host copy
           return_refused_locked(*record, status.failure(), work);
         } else {
           record->lost_ = status.failure();

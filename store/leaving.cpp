@@ -47,9 +47,8 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
       }
       // The program is far ahead of the device: the disk has room, but not for what no copy has filled yet.
       if (host_full_ && link_thread_ && copies_run_locked()) {
-        wait(lock, pass, [&, seen = copies_out_done_] {
-          return copies_out_done_ != seen || !host_full_ || sinking_ > Bytes(0);
-        });
+        wait(lock, pass,
+             [&, seen = copies_out_done_] { return copies_out_done_ != seen || !host_full_ || sinking_ > Bytes(0); });
         continue;
       }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {

@@ -29,10 +29,12 @@ enum class OnFull {
 /// on, one variable a field.
 struct EBBTIDE_API Options {
   /// Bytes of saved tensors that may stay where they were computed, a device, over all passes of the store. None: what
-  /// memory and cgroup allow, less 1/16.
+  /// is free on the device (of host memory: what the cgroup allows too), less 1/16.
   std::optional<std::variant<Bytes, Share>> device_budget;
-  /// Bytes of host memory that tensors come back into. None: for CPU tensors 5/4 of `device_budget`, 64 MiB to 1 GiB,
-  /// and never more than memory and cgroup allow.
+  /// Bytes of pinned host memory that the tensors of accelerators lie in, and of pooled memory that CPU tensors come
+  /// back into: with an accelerator, an eighth at most is for these. None: half of what memory and cgroup leave, divided
+  /// by LOCAL_WORLD_SIZE; without an accelerator 5/4 of `device_budget`, 64 MiB to 1 GiB. Never more than memory and
+  /// cgroup allow.
   std::optional<Bytes> host_budget;
   OnFull on_full = OnFull::kAutomatic;
   /// Folders on NVMe; several are striped over. None: nothing is spilled.

@@ -40,7 +40,7 @@ struct LinkStats {
 struct Stats {
   TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory), all devices
   std::vector<DeviceStats> devices;  ///< each of them, by number; the first is host memory
-  TierStats host;                  ///< slabs of the pools
+  TierStats host;                    ///< slabs of the pools
   TierStats spill;
 
   Count packed;          ///< all that autograd handed over = passed_through + deduplicated + saved

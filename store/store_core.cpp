@@ -6,8 +6,11 @@
 #include <ebbtide/transfer/host_device.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <utility>
 
@@ -25,6 +28,15 @@ constexpr Bytes kLeastPool = MiB(2);
 /// for the pool's rounding. What a fast disk needs in flight is far less than a GiB.
 Bytes default_staging(Bytes device_budget) {
   return std::clamp(device_budget + device_budget / 4, MiB(64), GiB(1));
+}
+
+/// How many processes of a job share this machine, as torchrun says; 1 where nothing says so.
+int64_t processes_here() {
+  const char* text = std::getenv("LOCAL_WORLD_SIZE");
+  int64_t count = 0;
+  if (text == nullptr || std::from_chars(text, text + std::strlen(text), count).ec != std::errc() || count < 1)
+    return 1;
+  return count;
 }
 
 class DeviceRegistrar final : public HostRegistrar {
@@ -126,7 +138,7 @@ void StoreCore::open_staging(std::optional<Bytes> most) {
 void StoreCore::open_host_tier(const std::shared_ptr<Device>& device) {
   std::call_once(host_tier_opened_, [&] {
     const Bytes left = pinned_pool::Capacity().room().left;
-    Bytes budget = std::min(options_.host_budget.value_or(left / 2), left);
+    Bytes budget = std::min(options_.host_budget.value_or(left / 2 / processes_here()), left);
     open_staging(budget / 8);
     if (pool_) budget -= staging_budget_;
     if (budget < kLeastPool)

@@ -338,6 +338,22 @@ TEST_F(StoreDeviceTest, AheadOfTheDeviceTheBudgetIsHeldAllTheSame) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, ProcessesOfAJobShareTheMachine) {
+  Options automatic = options(Bytes(0));
+  automatic.host_budget.reset();
+  open(automatic);
+  forward(1);
+  const Bytes whole = core_->stats().host.budget_bytes;
+  expect_clean();
+  ASSERT_EQ(::setenv("LOCAL_WORLD_SIZE", "4", 1), 0);
+  open(automatic);
+  ::unsetenv("LOCAL_WORLD_SIZE");
+  forward(1);
+  EXPECT_GT(whole, core_->stats().host.budget_bytes * 3);
+  EXPECT_LT(whole, core_->stats().host.budget_bytes * 5);
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, CpuTensorsBesideADevice) {
   open(options(KiB(128)));
   forward(8);
