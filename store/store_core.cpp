@@ -1,157 +1,16 @@
-#include <ebbtide/pinned_pool/capacity.h>
+// What enters a store and dies in it, its passes, and its end.
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/report.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
-#include <ebbtide/transfer/host_device.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <iterator>
 #include <utility>
 
 namespace ebbtide {
-namespace {
-
-/// The spill tier's unit: smaller records are not worth an extent.
-constexpr Bytes kLeastMinBytes = KiB(4);
-constexpr Bytes kDefaultMinBytes = KiB(64);
-constexpr Bytes kDefaultMinBytesOfDevices = MiB(1);
-/// One huge page. With less staging nothing is prefetched, and what is demanded comes back into memory of the system's.
-constexpr Bytes kLeastPool = MiB(2);
-
-/// What comes back lies in staging memory and counts in the device budget, so more than that is never live; a quarter
-/// for the pool's rounding. What a fast disk needs in flight is far less than a GiB.
-Bytes default_staging(Bytes device_budget) {
-  return std::clamp(device_budget + device_budget / 4, MiB(64), GiB(1));
-}
-
-/// How many processes of a job share this machine, as torchrun says; 1 where nothing says so.
-int64_t processes_here() {
-  const char* text = std::getenv("LOCAL_WORLD_SIZE");
-  int64_t count = 0;
-  if (text == nullptr || std::from_chars(text, text + std::strlen(text), count).ec != std::errc() || count < 1)
-    return 1;
-  return count;
-}
-
-class DeviceRegistrar final : public HostRegistrar {
- public:
-  explicit DeviceRegistrar(std::shared_ptr<Device> device) : device_(std::move(device)) {}
-  Status pin(void* data, size_t bytes) noexcept override { return device_->register_host(data, bytes); }
-  void unpin(void* data, size_t bytes) noexcept override { device_->unregister_host(data, bytes); }
-
- private:
-  const std::shared_ptr<Device> device_;
-};
-
-/// With a registrar: for DMA, which a fork must not disturb. Without: memory that CPU tensors are laid over, which a
-/// forked child reads. Errors: ConfigError.
-std::unique_ptr<PinnedPool> open_host_pool(Bytes capacity, std::shared_ptr<HostRegistrar> registrar) {
-  PoolOptions pool;
-  pool.capacity = capacity;
-  pool.slab_bytes = std::min(capacity, MiB(256));
-  pool.survives_fork = registrar == nullptr;
-  pool.registrar = std::move(registrar);
-  pool.keep_spare = false;
-  auto opened = PinnedPool::create(std::move(pool));
-  if (!opened.ok()) throw ConfigError("host_budget: " + opened.failure().message);
-  return std::move(opened).value();
-}
-
-}  // namespace
-
-StoreCore::StoreCore(Options options)
-    : options_(std::move(options)), host_(tiers_.emplace_back(std::make_shared<HostDevice>(), size_t{0})) {}
-
-std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
-  std::shared_ptr<StoreCore> core(new StoreCore(resolve(options)));
-  const Options& asked = core->options_;
-  core->min_bytes_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytes));
-  core->min_bytes_of_devices_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytesOfDevices));
-  const Bytes available = pinned_pool::Capacity().room().left;
-  core->host_.budget = available - available / 16;
-  if (asked.device_budget) {
-    if (const Bytes* bytes = std::get_if<Bytes>(&*asked.device_budget)) {
-      core->host_.budget = *bytes;
-      core->host_.budget_given = true;
-    }
-  }
-  if (!asked.spill_to.empty()) {
-    SpillOptions spill;
-    spill.folders = asked.spill_to;
-    spill.budget = asked.spill_budget;
-    spill.checksum = asked.checksum.value_or(true);
-    auto tier = SpillTier::open(std::move(spill));
-    if (!tier.ok()) throw ConfigError("spill_to: " + tier.failure().message);
-    core->spill_ = std::move(tier).value();
-
-    core->staging_budget_ = std::min(asked.host_budget.value_or(default_staging(core->host_.budget)), available);
-    if (core->spill_->stats().ram)
-      core->warnings_.push_back(
-          "spill_to lies in memory (tmpfs): what is spilled there frees no memory; name a folder on a disk");
-  }
-  return core;
-}
-
-StoreCore::~StoreCore() {
-  if (link_thread_) link_thread_->end();
-}
-
-int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
-                          DeviceOptions how) {
-  const Result<DeviceMemory> memory = device->memory();
-  auto link = std::make_shared<DeviceLink>(device, std::move(allocator));
-  open_host_tier(device);
-  std::lock_guard lock(mutex_);
-  if (how.own_thread) {
-    if (!link_thread_) link_thread_ = LinkThread::start(weak_from_this());
-    if (link_thread_) link_thread_->add(link);
-  }
-  DeviceTier& tier = tiers_.emplace_back(std::move(device), tiers_.size());
-  tier.link = std::move(link);
-  const Bytes* budget = options_.device_budget ? std::get_if<Bytes>(&*options_.device_budget) : nullptr;
-  if (budget != nullptr)
-    tier.budget = *budget;
-  else if (memory.ok())
-    tier.budget = memory.value().free - memory.value().free / 16;
-  tier.budget_given = budget != nullptr;
-  return static_cast<int>(tier.index);
-}
-
-/// The staging of CPU tensors shares host_budget with the host tier of accelerators: whichever is opened first takes its
-/// part. Fixed from then on, for who reads into it holds no lock.
-void StoreCore::open_staging(std::optional<Bytes> most) {
-  std::call_once(staging_opened_, [&] {
-    const Bytes budget = std::min(staging_budget_, most.value_or(staging_budget_));
-    std::unique_ptr<PinnedPool> pool = budget < kLeastPool ? nullptr : open_host_pool(budget, nullptr);
-    std::lock_guard lock(mutex_);
-    staging_budget_ = budget;
-    pool_ = std::move(pool);
-  });
-}
-
-void StoreCore::open_host_tier(const std::shared_ptr<Device>& device) {
-  std::call_once(host_tier_opened_, [&] {
-    const Bytes left = pinned_pool::Capacity().room().left;
-    Bytes budget = std::min(options_.host_budget.value_or(left / 2 / processes_here()), left);
-    open_staging(budget / 8);
-    if (pool_) budget -= staging_budget_;
-    if (budget < kLeastPool)
-      throw ConfigError("host_budget: the tensors of " + device->name() + " need at least " + to_string(kLeastPool) +
-                        " of it, and CPU tensors took " + to_string(staging_budget_));
-    auto registrar = std::make_shared<DeviceRegistrar>(device);
-    auto pool = open_host_pool(budget, registrar);
-    std::lock_guard lock(mutex_);
-    host_registrar_ = std::move(registrar);
-    host_budget_ = budget;
-    host_pool_ = std::move(pool);
-  });
-}
 
 void StoreCore::pump() {
   std::vector<std::shared_ptr<DeviceLink>> links;
@@ -494,68 +353,6 @@ std::shared_ptr<void> StoreCore::extension(const std::function<std::shared_ptr<v
   std::lock_guard lock(mutex_);
   if (!extension_) extension_ = make();
   return extension_;
-}
-
-Bytes StoreCore::trim() {
-  std::vector<PinnedPool*> pools;  // once there, they stay
-  {
-    std::lock_guard lock(mutex_);
-    pools = {pool_.get(), host_pool_.get()};
-  }
-  Bytes given_back;
-  for (PinnedPool* pool : pools)
-    if (pool != nullptr) given_back += pool->trim();
-  return given_back;
-}
-
-Stats StoreCore::stats() const {
-  Stats stats;
-  std::vector<std::shared_ptr<DeviceLink>> links;
-  const PinnedPool* staging = nullptr;  // both stay, once there
-  const PinnedPool* host = nullptr;
-  {
-    std::lock_guard lock(mutex_);
-    staging = pool_.get();
-    host = host_pool_.get();
-    stats = stats_;
-    stats.host.budget_bytes = staging_budget_ + host_budget_;
-    for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
-    for (const DeviceTier& tier : tiers_) {
-      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget}, tier.device->name()});
-      stats.referenced_elsewhere += tier.bytes(DeviceTier::Place::kElsewhere);
-      if (tier.link) links.push_back(tier.link);
-    }
-    // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.
-    for (const DeviceStats& device : stats.devices) {
-      stats.device.bytes += device.bytes;
-      stats.device.peak_bytes += device.peak_bytes;
-      if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;
-    }
-  }
-  for (const auto& link : links) {
-    stats.d2h.bytes += link->out.stats().copied;
-    stats.d2h.busy_s += link->out.stats().busy_s;
-    stats.h2d.bytes += link->in.stats().copied;
-    stats.h2d.busy_s += link->in.stats().busy_s;
-  }
-  stats.handed_over = Bytes(handed_over_.load());
-  if (staging != nullptr) {
-    const PoolStats pool = staging->stats();
-    stats.host.bytes = pool.slab_bytes;
-    stats.host.peak_bytes = pool.peak_slab_bytes;
-  }
-  if (host != nullptr) {
-    const PoolStats pool = host->stats();
-    stats.host.bytes += pool.slab_bytes;
-    stats.host.peak_bytes += pool.peak_slab_bytes;
-  }
-  if (spill_) {
-    const SpillStats spill = spill_->stats();
-    stats.spill = {spill.bytes, spill.peak_bytes, spill.budget};
-    stats.disk_write = {spill.written, spill.write_busy_s};
-    stats.disk_read = {spill.read, spill.read_busy_s};
-  }
-  return stats;
 }
 
 PassStats StoreCore::last_pass() const {
