@@ -12,9 +12,9 @@ class MemoryLimit:
     Errors: BadInput where the process may not make one, with the reason.
     """
 
-    def __init__(self, limit_bytes: int):
+    def __init__(self, limit_bytes: int, process: Path = Path("/proc/self")):
         self.limit_bytes = limit_bytes
-        self._parent, self._is_v2 = _parent_group()
+        self._parent, self._is_v2 = _parent_group(process)
         self._group = self._parent / f"ebbtide-demo-{os.getpid()}"
 
     def __enter__(self) -> "MemoryLimit":
@@ -53,12 +53,12 @@ class MemoryLimit:
             path.write_text(str(value))
 
 
-def _parent_group() -> tuple[Path, bool]:
+def _parent_group(process: Path) -> tuple[Path, bool]:
     """The group to make ours in, and whether it is v2: the nearest above this process that hands out the memory controller."""
     if os.geteuid() != 0:
         raise BadInput("--memory needs root, to make a control group")
-    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
-    for mount in (line.split() for line in Path("/proc/self/mounts").read_text().splitlines()):
+    own = dict(line.split(":", 2)[1:] for line in (process / "cgroup").read_text().splitlines())
+    for mount in (line.split() for line in (process / "mounts").read_text().splitlines()):
         root, kind, options = Path(mount[1]), mount[2], mount[3].split(",")
         if kind == "cgroup" and "memory" in options:
             inside = root / own.get("memory", "/").lstrip("/")

@@ -82,6 +82,33 @@ def test_one_different_gradient_is_seen():
     assert (other.bitwise_equal, killed.bitwise_equal, dead_at_once.bitwise_equal) == (False, True, None)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
+def test_memory_limit_on_cgroup_v2_is_made_where_memory_is_handed_out(tmp_path):
+    """Of v2 the files alone, in an ordinary folder: what is read and what is written where."""
+    process, root = tmp_path / "process", tmp_path / "cgroup"
+    here = root / "user.slice/session.scope"
+    here.mkdir(parents=True)
+    process.mkdir()
+    (process / "cgroup").write_text("0::/user.slice/session.scope\n")
+    (process / "mounts").write_text(f"proc /proc proc rw 0 0\ncgroup2 {root} cgroup2 rw,nosuid 0 0\n")
+    (root / "cgroup.controllers").write_text("cpu io memory pids\n")
+    (here / "cgroup.subtree_control").write_text("\n")
+    (root / "user.slice/cgroup.subtree_control").write_text("memory pids\n")
+    limit = MemoryLimit(64 << 20, process)
+    with limit:
+        (group,) = (root / "user.slice").glob("ebbtide-demo-*")
+        assert (group / "memory.max").read_text() == str(64 << 20)
+        (group / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
+        assert limit.killed_processes() == 2
+        assert str(group / "cgroup.procs") in limit.wrap(["true"])
+        for file in group.iterdir():
+            file.unlink()  # the kernel's own files go with their group
+    assert not group.exists()
+    (root / "user.slice/cgroup.subtree_control").write_text("pids\n")
+    with pytest.raises(cli.BadInput, match="no control group above this process hands out memory"):
+        MemoryLimit(64 << 20, process)
+
+
 def test_memory_limit_kills_what_outgrows_it_and_leaves_no_group():
     try:
         limit = MemoryLimit(64 << 20)
