@@ -1,4 +1,5 @@
-// How an accelerator's saved tensors leave: a copy into host memory that no caller waits for, and from there to disk.
+// How an accelerator's saved tensors leave: a copy into host memory, and from there to disk. A caller waits for copies
+// under way only where host memory is full and the disk will take some of it over (settle).
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
 

@@ -44,8 +44,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// False: only packs, unpacks and pump() move copies on (tests that replay a schedule).
     bool own_thread = true;
   };
-  /// Registers an accelerator; views name it by the number returned (0 is the host device). Before the first pack: the
-  /// first accelerator takes most of host_budget from the staging of CPU tensors. Errors: ConfigError.
+  /// Registers an accelerator; views name it by the number returned (0 is the host device). The first
+  /// accelerator opens the host tier: before any CPU tensor was packed it leaves an eighth of host_budget for their
+  /// staging, later it takes what staging left. Errors: ConfigError.
   int add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator, DeviceOptions how);
 
   /// A view that autograd saves, as bytes of a storage.

@@ -283,13 +283,13 @@ def test_bf16_autocast_and_attached_models():
     attached = copy.deepcopy(model)
     store = ebbtide.enable(attached, device_budget="4MiB", min_bytes=MIN_BYTES)
     assert_same_bits(run(attached), reference)
-    assert "parameter or buffer of an attached model" in store.stats()["passed_through_reasons"] or store.stats()["offloaded"]["tensors"] > 0
+    assert store.stats()["offloaded"]["tensors"] > 0
     report = store.report()
     assert "cuda" in report.lower() or "nvidia" in report.lower()
 
 
 def test_what_a_store_has_seen_may_outlive_it():
-    """torch's allocator was told of the store's streams, and turns to them when it frees what they used."""
+    """torch's allocator turns to every stream that it was told of when it frees what they used: the store's own must not be among them."""
     weight = torch.randn(1024, 1024, device=GPU, requires_grad=True)
     inputs = [torch.randn(1024, 1024, device=GPU) for _ in range(8)]
     for x in inputs:
