@@ -8,17 +8,15 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cstring>
 #include <filesystem>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "tests/support/chaos_device.h"
 #include "tests/support/fake_cuda_api.h"
 #include "tests/support/mutant_device.h"
+#include "tests/support/pattern.h"
 
 namespace ebbtide::test {
 
@@ -67,12 +65,9 @@ class DeviceTrainer {
     size_t bytes = 0;
   };
 
+  /// REQUIRES: whole words.
   static void fill(std::byte* to, uint64_t seed, size_t bytes) {
-    std::mt19937_64 random(seed);
-    for (size_t i = 0; i < bytes; i += 8) {
-      const uint64_t value = random();
-      std::memcpy(to + i, &value, std::min<size_t>(8, bytes - i));
-    }
+    write_pattern(to, bytes, static_cast<uint32_t>(seed));
   }
 
   DeviceTrainer(StoreCore& core, ChaosOptions chaos, StoreCore::DeviceOptions how,
@@ -123,9 +118,7 @@ class DeviceTrainer {
     const std::byte* data = unpacked.storage->data() - unpacked.origin.count();
     (void)device_->launch(stream, "use", {{data, saved.bytes}}, {},
                           [data, seed = saved.seed, bytes = saved.bytes, wrong = wrong_] {
-                            std::vector<std::byte> expected(bytes);
-                            fill(expected.data(), seed, bytes);
-                            *wrong += std::memcmp(data, expected.data(), bytes) == 0 ? 0 : 1;
+                            *wrong += count_wrong(data, bytes, static_cast<uint32_t>(seed)) == 0 ? 0 : 1;
                           });
     ++uses_;
     return unpacked.storage;
