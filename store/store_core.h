@@ -89,7 +89,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     bool of_another_stream = false;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
-  /// stream) is made to wait for the copy. Errors: SpillError, CorruptTensor, OutOfBudget.
+  /// stream) is made to wait for the copy. Errors: SpillError, DeviceError, CorruptTensor, OutOfBudget.
   Unpacked unpack(Record& record, StreamId stream = kHostStream);
   /// Moves the copies of accelerators on, as every pack and unpack does. Never waits.
   void pump();
@@ -192,6 +192,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void forsake_copy_in_locked(Record& record, Work& work);
   void begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work);
   void copy_in(const CopyIn& order);
+  static Failure failed_device(const Record& record, const Failure& why);
   void copy_in_refused(Record& record, const Failure& failure);
   void return_refused_locked(Record& record, const Failure& failure, Work& work);
   void copy_in_done(Passage& passage, const Status& status);

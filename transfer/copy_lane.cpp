@@ -115,6 +115,7 @@ void CopyLane::poll(Lock& lock) {
       in_flight_.front().last_pending = now;
       return;  // one stream: nothing behind it has passed, or it is seen to a moment later
     }
+    if (!passed.ok() && !means_lost(passed.failure().code)) return;  // nobody knows: its memory stays in use
     const Batch batch = std::move(in_flight_.front());
     in_flight_.pop_front();
     const CopyJobPtr& job = batch.job;
@@ -188,7 +189,7 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
         Batch{job, event->value(), Bytes(static_cast<int64_t>(job->unrecorded_bytes_)), begin, now, opposite_busy()});
     ++job->batches_in_flight_;
     job->unrecorded_bytes_ = 0;
-  } else if (event && event->failure().code == FailureCode::kOverCapacity) {
+  } else if (event && !means_lost(event->failure().code)) {
     no_event = event->failure();
   } else if (event) {
     broken = event->failure();  // the device is lost: it touches memory no more

@@ -89,8 +89,8 @@ class CopyLane {
   CopyJobPtr submit(CopyRequest request);
 
   /// The job is needed now: enqueues what is left of it, past the queue and above the cap, and returns its event.
-  /// Errors: the job's failure, kCancelled; kOverCapacity where the device had no event to give (the job goes on; ask
-  /// again).
+  /// Errors: the job's failure, kCancelled; where the device had no event to give, why not: the job, still kQueued, goes
+  /// on (ask again).
   Result<EventPtr> demand(const CopyJobPtr& job);
 
   /// Withdraws the copies that are not enqueued yet. If there were any, the job ends as kCancelled as soon as those

@@ -26,15 +26,21 @@ class Event {
 };
 using EventPtr = std::shared_ptr<Event>;
 
+/// Whether a failure of record(), passed() or synchronize() means that the device is lost, see Device.
+constexpr bool means_lost(FailureCode code) noexcept {
+  return code != FailureCode::kOverCapacity && code != FailureCode::kInvalid && code != FailureCode::kUnsupported;
+}
+
 struct DeviceMemory {
   Bytes free;
   Bytes total;
 };
 
 /// Threads: all methods from any. No method waits for a stream, but synchronize().
-/// Errors:  values only; it never throws and never aborts. kOverCapacity and kInvalid concern that one call. Any other
-///          failure of record(), passed() or synchronize() means that the device is lost: it touches no memory any
-///          more, and says so in every later result (a sticky error); kCancelled where it ends with the process.
+/// Errors:  values only; it never throws and never aborts. kOverCapacity, kInvalid and kUnsupported concern that one
+///          call, and what is enqueued goes on. Any other failure of record(), passed() or synchronize() means that the
+///          device is lost: it touches no memory any more, and says so in every later result (a sticky error).
+///          kDeviceLost, or kCancelled where it ends with the process. The message names the device and what failed.
 class Device {
  public:
   virtual ~Device() = default;

@@ -23,7 +23,7 @@ using testing::IsEmpty;
 using namespace std::chrono_literals;
 
 constexpr size_t kChunk = 1024;
-const Failure kBroken{FailureCode::kIo, 5, "The copy engine is on fire."};
+const Failure kBroken{FailureCode::kDeviceLost, 5, "The copy engine is on fire."};
 const Failure kNoEvent{FailureCode::kOverCapacity, 0, "No event to be had."};
 
 /// On a lazy device nothing passes before device_.run_all(): what is in flight is the test's to say.
@@ -300,6 +300,40 @@ TEST_F(CopyLaneTest, ADeviceThatIsLostBeforeTheEventEndsTheJob) {
   EXPECT_EQ(job->failure().message, kBroken.message);
   EXPECT_EQ(chunks_in_flight(), 0);
   EXPECT_THAT(done_, ElementsAre("job failed"));
+}
+
+/// Failures of one call, as transfer/device.h has it: the copies go on.
+constexpr FailureCode kOfOneCall[] = {FailureCode::kOverCapacity, FailureCode::kInvalid, FailureCode::kUnsupported};
+
+TEST_F(CopyLaneTest, AnEventThatCannotBeLookedAtNowKeepsItsMemory) {
+  for (const FailureCode code : kOfOneCall) {
+    done_.clear();
+    CopyRequest two = request("two", 2);
+    const std::weak_ptr<void> alive = two.keepalive;
+    const CopyJobPtr job = lane_.submit(std::move(two));
+    device_.fail(ChaosDevice::Call::kPassed, 0, {code, 0, "Not now."});
+    lane_.pump();
+    EXPECT_EQ(job->state(), CopyState::kEnqueued) << "its copies are running";
+    EXPECT_FALSE(alive.expired());
+    let_pass();
+    EXPECT_THAT(done_, ElementsAre("two ok"));
+  }
+}
+
+TEST_F(CopyLaneTest, AnEventThatCannotBeMadeNowKeepsItsMemory) {
+  for (const FailureCode code : kOfOneCall) {
+    done_.clear();
+    CopyRequest two = request("two", 2);
+    const std::weak_ptr<void> alive = two.keepalive;
+    device_.fail(ChaosDevice::Call::kRecord, 0, {code, 0, "Not now."});
+    const CopyJobPtr job = lane_.submit(std::move(two));
+    EXPECT_EQ(job->state(), CopyState::kQueued);
+    EXPECT_EQ(chunks_in_flight(), 2);
+    EXPECT_FALSE(alive.expired());
+    EXPECT_TRUE(lane_.demand(job));
+    let_pass();
+    EXPECT_THAT(done_, ElementsAre("two ok"));
+  }
 }
 
 TEST_F(CopyLaneTest, ALostDeviceEndsEverything) {
