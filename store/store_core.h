@@ -43,6 +43,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   struct DeviceOptions {
     /// False: only packs, unpacks and pump() move copies on (tests that replay a schedule).
     bool own_thread = true;
+    /// What is known of its link, see measure_link.h.
+    LinkBandwidth bandwidth = {};
   };
   /// Registers an accelerator; views name it by the number returned (0 is the host device). The first
   /// accelerator opens the host tier: before any CPU tensor was packed it leaves an eighth of host_budget for their

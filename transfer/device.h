@@ -72,6 +72,15 @@ class Device {
   /// Blocks until `event` has passed. For close() and tests only.
   virtual Status synchronize(const EventPtr& event) = 0;
 
+  /// As record(), with the time; costs more, on the device too. Errors: kUnsupported where the device times nothing.
+  virtual Result<EventPtr> record_timed(StreamId) {
+    return Failure{FailureCode::kUnsupported, 0, name() + " does not time its events."};
+  }
+  /// From `begin` to `end`. Errors: kInvalid where one is not of record_timed() or has not passed.
+  virtual Result<double> seconds_between(const EventPtr& begin [[maybe_unused]], const EventPtr& end [[maybe_unused]]) {
+    return Failure{FailureCode::kUnsupported, 0, name() + " does not time its events."};
+  }
+
   virtual Status register_host(void* data, size_t bytes) = 0;
   virtual void unregister_host(void* data, size_t bytes) noexcept = 0;
 };

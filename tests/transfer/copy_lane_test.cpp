@@ -383,6 +383,13 @@ TEST_F(CopyLaneTest, MeasuresWhatItSawEnd) {
   EXPECT_DOUBLE_EQ(*lane_.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone), kChunk / 0.1);
 }
 
+TEST_F(CopyLaneTest, StartsFromWhatWasMeasuredBefore) {
+  Bandwidth before;
+  before.add(Bytes(kChunk), 0.5, LinkUse::kAlone);
+  const CopyLane lane(device_, clock_, Direction::kOut, {.bandwidth = before});
+  EXPECT_DOUBLE_EQ(*lane.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone), 2 * kChunk);
+}
+
 TEST_F(CopyLaneTest, DoesNotMeasureWhatNobodyLookedAt) {
   submit("job", 1);
   clock_.advance(1s);  // when did it end? nobody knows
