@@ -6,6 +6,7 @@
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/transfer/copy_lane.h>
 #include <ebbtide/transfer/cuda_device.h>
+#include <ebbtide/transfer/measure_link.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +15,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -210,6 +212,10 @@ class Way {
     return lane_.idle();
   }
 
+  static constexpr size_t kScratchBytes = size_t{16} << 20;  // of one chunk of the block
+  std::byte* host() const { return block_.chunks().front().data; }
+  std::byte* memory() const { return reinterpret_cast<std::byte*>(memory_); }
+
  private:
   CudaApi& api_;
   const Direction direction_;
@@ -222,7 +228,23 @@ class Way {
   std::vector<CopyChunk> chunks_;
 };
 
-void measure_link(const test::GpuDriver& driver) {
+/// What lanes start from, in as much time as a program gives to it.
+void print_calibration(CudaDevice& device, const Way& out, const Way& in) {
+  const LinkScratch scratch{out.host(), in.host(), out.memory(), in.memory(), Way::kScratchBytes};
+  std::optional<LinkBandwidth> link;
+  const double seconds = seconds_of([&] { link = must(measure_link(device, SteadyClock(), scratch)); });
+  print_row("link.measured.seconds", seconds, "s", "<= 0.1", seconds <= 0.1);
+  for (const auto& [size, bytes] : {std::pair("64KiB", KiB(64)), {"1MiB", MiB(1)}, {"16MiB", MiB(16)}}) {
+    for (const auto& [way, bandwidth] : {std::pair("out", &link->out), {"in", &link->in}}) {
+      for (const auto& [use, is] : {std::pair("alone", LinkUse::kAlone), {"duplex", LinkUse::kDuplex}}) {
+        const std::string name = std::string("link.measured.") + way + "." + use + "." + size;
+        print_row(name, bandwidth->bytes_per_second(bytes, is).value_or(0) / 1e9, "GB/s");
+      }
+    }
+  }
+}
+
+void measure_lanes(const test::GpuDriver& driver) {
   const std::shared_ptr<CudaApi> api = must(CudaApi::of_process());
   CudaContextHandle context = nullptr;
   must_drive(api->primary_context_retain(&context, 0), "Retaining the context");
@@ -237,6 +259,7 @@ void measure_link(const test::GpuDriver& driver) {
   Way out(driver, *api, *device, *pool, Direction::kOut, link), in(driver, *api, *device, *pool, Direction::kIn, link);
   if (!pool->stats().pinned) die({FailureCode::kUnsupported, 0, "Not pinned: " + pool->stats().pageable_because});
 
+  print_calibration(*device, out, in);
   struct Case {
     const char* name;
     std::vector<Way*> ways;
@@ -290,7 +313,7 @@ int main() {
   measure_host();
   const auto driver = test::GpuDriver::open();
   if (driver.ok()) {
-    measure_link(driver.value());
+    measure_lanes(driver.value());
   } else {
     std::fprintf(stderr, "transfer: the link is not measured: %s\n", driver.failure().message.c_str());
   }

@@ -24,7 +24,7 @@ bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
   bool changed = false;
   for (const CopyJobPtr& job : jobs) {
     const Result<EventPtr> enqueued = tier.link->out.demand(job);
-    changed |= enqueued.ok() || enqueued.failure().code != FailureCode::kOverCapacity;
+    changed |= enqueued.ok() || job->finished();
   }
   lock.lock();
   return changed;
@@ -147,7 +147,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
         (void)let_go_host_locked(*record);
         if (record->state_ == RecordState::kLower) record->become(RecordState::kReturning);
         if (record->state_ == RecordState::kReturning) {  // it was the only copy: the device is lost
-          record->lost_ = status.failure();
+          record->lost_ = failed_device(*record, status.failure());
           record->become(RecordState::kLost);
           if (record->resident_ && record->resident_->storage) buried_.push_back(record->resident_->storage);
           detach_locked(*record, work);

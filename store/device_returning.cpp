@@ -101,7 +101,7 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
   if (!here.ok()) return false;  // lost or superseded: the record's state will say
   const Status waiting = link.device->wait(stream, here.value());
   if (!waiting.ok()) {
-    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(waiting.failure());
+    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(failed_device(record, waiting.failure()));
     return false;
   }
   lock.lock();
@@ -203,6 +203,13 @@ void StoreCore::copy_in(const CopyIn& order) {
   if (link_thread_) link_thread_->kick();
 }
 
+/// Why the record does not come back, for the user: which device, and what it says.
+Failure StoreCore::failed_device(const Record& record, const Failure& why) {
+  return {FailureCode::kDeviceLost, why.system_errno,
+          "a saved tensor of " + to_string(record.bytes()) + " cannot come back, for the device " +
+              record.tier_->device->name() + " failed: " + why.message};
+}
+
 void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
   {
     Work work(*this);
@@ -215,8 +222,10 @@ void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
 
 /// The device had no room or no event now: whoever waits tries again or throws, a prefetch is put off.
 void StoreCore::return_refused_locked(Record& record, const Failure& failure, Work& work) {
-  if (record.demanded_ || failure.code == FailureCode::kCorrupt) {
+  if (failure.code == FailureCode::kCorrupt || (record.demanded_ && failure.code == FailureCode::kOverCapacity)) {
     record.lost_ = failure;
+  } else if (record.demanded_) {
+    record.lost_ = failed_device(record, failure);
   } else {
     size_t& next = Pass::of(record.pass_->next_, record.tier_->index);
     next = std::max<size_t>(next, record.slot_ + size_t{1});
@@ -240,12 +249,10 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
         place_locked(*record->resident_);
       } else if (record->state_ == RecordState::kReturning) {
         buried_.push_back(record->resident_->storage);
-        const FailureCode code = status.failure().code;
-        if (code != FailureCode::kIo &&
-            code != FailureCode::kCancelled) {  // the device is not lost, nor is the host copy
+        if (!means_lost(status.failure().code)) {  // nor is the host copy
           return_refused_locked(*record, status.failure(), work);
         } else {
-          record->lost_ = status.failure();
+          record->lost_ = failed_device(*record, status.failure());
           record->become(RecordState::kLost);
           detach_locked(*record, work);
         }

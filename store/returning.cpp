@@ -64,6 +64,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
 void StoreCore::throw_lost(const Failure& why) {
   if (why.code == FailureCode::kCorrupt) throw CorruptTensor(why.message);
   if (why.code == FailureCode::kOverCapacity) throw OutOfBudget(why.message);
+  if (why.code == FailureCode::kDeviceLost) throw DeviceError(why.message);
   throw SpillError(why.message);
 }
 

@@ -43,6 +43,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   struct DeviceOptions {
     /// False: only packs, unpacks and pump() move copies on (tests that replay a schedule).
     bool own_thread = true;
+    /// What is known of its link, see measure_link.h.
+    LinkBandwidth bandwidth = {};
   };
   /// Registers an accelerator; views name it by the number returned (0 is the host device). The first
   /// accelerator opens the host tier: before any CPU tensor was packed it leaves an eighth of host_budget for their
@@ -89,7 +91,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     bool of_another_stream = false;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
-  /// stream) is made to wait for the copy. Errors: SpillError, CorruptTensor, OutOfBudget.
+  /// stream) is made to wait for the copy. Errors: SpillError, DeviceError, CorruptTensor, OutOfBudget.
   Unpacked unpack(Record& record, StreamId stream = kHostStream);
   /// Moves the copies of accelerators on, as every pack and unpack does. Never waits.
   void pump();
@@ -192,6 +194,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void forsake_copy_in_locked(Record& record, Work& work);
   void begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work);
   void copy_in(const CopyIn& order);
+  static Failure failed_device(const Record& record, const Failure& why);
   void copy_in_refused(Record& record, const Failure& failure);
   void return_refused_locked(Record& record, const Failure& failure, Work& work);
   void copy_in_done(Passage& passage, const Status& status);

@@ -101,7 +101,7 @@ StoreCore::~StoreCore() {
 int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
                           DeviceOptions how) {
   const Result<DeviceMemory> memory = device->memory();
-  auto link = std::make_shared<DeviceLink>(device, std::move(allocator));
+  auto link = std::make_shared<DeviceLink>(device, std::move(allocator), how.bandwidth);
   open_host_tier(device);
   std::lock_guard lock(mutex_);
   if (how.own_thread) {

@@ -26,15 +26,21 @@ class Event {
 };
 using EventPtr = std::shared_ptr<Event>;
 
+/// Whether a failure of record(), passed() or synchronize() means that the device is lost, see Device.
+constexpr bool means_lost(FailureCode code) noexcept {
+  return code != FailureCode::kOverCapacity && code != FailureCode::kInvalid && code != FailureCode::kUnsupported;
+}
+
 struct DeviceMemory {
   Bytes free;
   Bytes total;
 };
 
 /// Threads: all methods from any. No method waits for a stream, but synchronize().
-/// Errors:  values only; it never throws and never aborts. kOverCapacity and kInvalid concern that one call. Any other
-///          failure of record(), passed() or synchronize() means that the device is lost: it touches no memory any
-///          more, and says so in every later result (a sticky error); kCancelled where it ends with the process.
+/// Errors:  values only; it never throws and never aborts. kOverCapacity, kInvalid and kUnsupported concern that one
+///          call, and what is enqueued goes on. Any other failure of record(), passed() or synchronize() means that the
+///          device is lost: it touches no memory any more, and says so in every later result (a sticky error).
+///          kDeviceLost, or kCancelled where it ends with the process. The message names the device and what failed.
 class Device {
  public:
   virtual ~Device() = default;
@@ -65,6 +71,15 @@ class Device {
   virtual Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) = 0;
   /// Blocks until `event` has passed. For close() and tests only.
   virtual Status synchronize(const EventPtr& event) = 0;
+
+  /// As record(), with the time; costs more, on the device too. Errors: kUnsupported where the device times nothing.
+  virtual Result<EventPtr> record_timed(StreamId) {
+    return Failure{FailureCode::kUnsupported, 0, name() + " does not time its events."};
+  }
+  /// From `begin` to `end`. Errors: kInvalid where one is not of record_timed() or has not passed.
+  virtual Result<double> seconds_between(const EventPtr& begin [[maybe_unused]], const EventPtr& end [[maybe_unused]]) {
+    return Failure{FailureCode::kUnsupported, 0, name() + " does not time its events."};
+  }
 
   virtual Status register_host(void* data, size_t bytes) = 0;
   virtual void unregister_host(void* data, size_t bytes) noexcept = 0;

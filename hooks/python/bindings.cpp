@@ -28,7 +28,8 @@ namespace {
 
 /// The Python class of an error, from ebbtide._errors. REQUIRES: the GIL.
 py::object error_class(ErrorCode code) {
-  static constexpr const char* kNames[] = {"ConfigError", "OutOfBudget", "SpillError", "CorruptTensor", "ClosedError"};
+  static constexpr const char* kNames[] = {"ConfigError",   "OutOfBudget", "SpillError",
+                                           "CorruptTensor", "ClosedError", "DeviceError"};
   return py::module_::import("ebbtide._errors").attr(kNames[static_cast<size_t>(code)]);
 }
 

@@ -282,19 +282,38 @@ TEST_F(StoreDeviceTest, ADeviceWithoutEventsOrMemoryForAMomentIsAskedAgain) {
   }
 }
 
+/// Whether the last copies have passed before or not: what left is lost to its users either way.
 TEST_F(StoreDeviceTest, ALostDeviceIsAnErrorThatSaysSo) {
-  open(options(KiB(128)));
-  forward(8);
-  trainer_->device().lose({FailureCode::kIo, 0, "the device fell off the bus"});
-  for (const auto& saved : saved_) {
-    try {
-      (void)core_->unpack(*saved.record, trainer_->compute());
-    } catch (const SpillError& error) {
-      EXPECT_THAT(error.what(), HasSubstr("fell off the bus"));
+  for (const bool before_the_copies_pass : {true, false}) {
+    open(options(Bytes(0)));
+    forward(8);
+    if (!before_the_copies_pass) trainer_->drain();
+    trainer_->device().lose({FailureCode::kDeviceLost, 0, "it fell off the bus"});
+    for (const auto& saved : saved_) {
+      for (int again = 0; again < 2; ++again) {
+        try {
+          (void)core_->unpack(*saved.record, trainer_->compute());
+          ADD_FAILURE() << "it came back";
+        } catch (const DeviceError& error) {
+          EXPECT_EQ(error.code(), ErrorCode::kDevice);
+          EXPECT_THAT(error.what(), HasSubstr("the device chaos failed: it fell off the bus"));
+        }
+      }
     }
+    saved_.clear();
+    pass_.reset();
+    core_->close();
   }
-  saved_.clear();
-  core_->close();
+}
+
+TEST_F(StoreDeviceTest, ACopyThatTheDeviceRefusesIsItsError) {
+  open(options(Bytes(0)), Pace::kEager);
+  forward(2);
+  trainer_->drain();
+  trainer_->device().fail(ChaosDevice::Call::kWait, 0, {FailureCode::kInvalid, 0, "the stream is being captured"});
+  EXPECT_THROW((void)trainer_->use(saved_[1]), DeviceError);
+  (void)trainer_->use(saved_[1]);  // later it comes back
+  expect_clean();
 }
 
 TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeBack) {

@@ -310,8 +310,8 @@ std::optional<Failure> ChaosDevice::refuse_locked(Call call) {
   if (it == faults_.end() || it->second.first-- > 0) return std::nullopt;
   const Failure failure = it->second.second;
   faults_.erase(it);
-  const bool of_this_call = failure.code == FailureCode::kOverCapacity || failure.code == FailureCode::kInvalid;
-  if ((call == Call::kRecord || call == Call::kPassed) && !of_this_call) lost_ = failure;  // as Device has it
+  if ((call == Call::kRecord || call == Call::kPassed) && means_lost(failure.code))
+    lost_ = failure;  // as Device has it
   return failure;
 }
 

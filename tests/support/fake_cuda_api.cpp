@@ -28,7 +28,8 @@ std::byte* pointer(CudaAddress address) {
 }
 
 Failure loss(CudaResult result) {
-  return {FailureCode::kIo, 0, "The pretend device is lost: error " + std::to_string(static_cast<int>(result)) + "."};
+  return {FailureCode::kDeviceLost, 0,
+          "The pretend device is lost: error " + std::to_string(static_cast<int>(result)) + "."};
 }
 
 }  // namespace

@@ -314,7 +314,7 @@ TEST(CudaDeviceErrors, ALostContextIsLostForEveryCall) {
       Victim victim;
       const auto first = victim.call(function, result);
       ASSERT_TRUE(first);
-      EXPECT_EQ(first->code, FailureCode::kIo);
+      EXPECT_EQ(first->code, FailureCode::kDeviceLost);
       for (const std::string other : Victim::kFunctions) {
         const int asked = victim.api().calls(other);
         const auto later = victim.call(other);
@@ -374,7 +374,7 @@ TEST(CudaDeviceErrors, AnEventThatBecameInvalidMeansThatItsContextIsGone) {
   Victim victim;
   const auto failure = victim.call("event_query", CudaResult::kInvalidHandle);
   ASSERT_TRUE(failure);
-  EXPECT_EQ(failure->code, FailureCode::kIo);
+  EXPECT_EQ(failure->code, FailureCode::kDeviceLost);
   EXPECT_TRUE(victim.call("event_record"));
 }
 
