@@ -28,6 +28,8 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           drop_record_locked(record, work);
           break;
         }
+        EventPtr redone;
+        if (record.redone_ && resident.returned && resident.stream != stream) redone = record.packed_;
         record.unpacked_ = true;
         record.demanded_ = false;
         if (resident.identity == nullptr) {
@@ -40,6 +42,14 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         tier.note_peak();
         lock.unlock();
         work.run();
+        if (redone) {
+          const Status waiting = tier.device->wait(stream, redone);
+          if (!waiting.ok()) {
+            if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(waiting.failure());
+            std::this_thread::yield();  // the device has no event to give: ask again
+            continue;
+          }
+        }
         return unpacked;
       }
       case RecordState::kLower:
@@ -78,6 +88,13 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           return record.state_ != RecordState::kReturning || lower.in || (lower.memory && !lower.copying_in);
         });
         continue;
+      case RecordState::kRedone: {
+        Unpacked unpacked{.recipe = recipe_for_unpack_locked(record, stream, work)};
+        begin_copies_in_locked(tier, stream, work);
+        lock.unlock();
+        work.run();
+        return unpacked;
+      }
       case RecordState::kLost: {
         const Failure why = *record.lost_;
         lock.unlock();

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -20,6 +21,7 @@ class DeviceTier {
   enum class Place {
     kElsewhere,  ///< somebody else holds the storage too: not in the budget, looked at again
     kDirty,      ///< the store's alone, and the only copy
+    kRedoable,   ///< the store's alone, and no other copy, but a recipe
     kLeaving,    ///< a copy of it is under way
     kClean,      ///< a lower copy exists
     kReturning,  ///< a transfer fills it
@@ -31,7 +33,8 @@ class DeviceTier {
   const size_t index;                ///< as views name it
   std::shared_ptr<DeviceLink> link;  ///< set for accelerators, once: host memory needs none
 
-  Bytes expected_pass;  ///< what the last pass that had a backward saved on this device
+  Bytes expected_pass;      ///< what the last pass that had a backward saved on this device
+  Bytes expected_redoable;  ///< part of it: what had recipes
   Bytes largest_pass_saved;
   int64_t copy_errors = 0;  ///< in a row
 
@@ -55,13 +58,15 @@ class DeviceTier {
     if (place != Place::kElsewhere) held_ -= resident.bytes;
   }
   Place place_of(const Resident& resident) const noexcept {
-    for (Place place : {Place::kElsewhere, Place::kDirty, Place::kLeaving, Place::kClean, Place::kReturning})
+    for (Place place : kPlaces)
       if (list(place).contains(resident)) return place;
     return Place::kElsewhere;
   }
   void note_peak() noexcept { peak_ = std::max(peak_, held_); }
 
  private:
+  static constexpr Place kPlaces[] = {Place::kElsewhere, Place::kDirty, Place::kRedoable,
+                                      Place::kLeaving,   Place::kClean, Place::kReturning};
   static constexpr size_t slot(Place place) noexcept { return static_cast<size_t>(place); }
 
   void insert(Resident& resident, Place place, bool at_front) noexcept {
@@ -70,8 +75,8 @@ class DeviceTier {
     if (place != Place::kElsewhere) held_ += resident.bytes;
   }
 
-  IntrusiveList<Resident> lists_[5];
-  Bytes bytes_[5];
+  IntrusiveList<Resident> lists_[std::size(kPlaces)];
+  Bytes bytes_[std::size(kPlaces)];
   Bytes held_;  // all but kElsewhere
   Bytes peak_;
 };

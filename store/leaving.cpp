@@ -30,6 +30,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
     std::unique_lock lock(mutex_);
     work.exhumed.swap(buried_);
     if (tier.link) note_enqueued_locked(tier);
+    drop_redoable_locked(tier, tier.budget, work);
     begin_leaving_locked(tier, pass, work);
     drop_clean_locked(tier, tier.budget, work);
     const bool over = tier.held() > tier.budget;
@@ -59,7 +60,9 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
       continue;
     }
     tier.note_peak();
-    if (over && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
+    // What has a recipe goes as soon as nobody holds its inputs.
+    const bool over_for_good = tier.held() - tier.bytes(DeviceTier::Place::kRedoable) > tier.budget;
+    if (over_for_good && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
         !(tier.link && may_spill_locked())) {
       const std::string why = why_nothing_leaves_locked(tier);
       if (options_.on_full == OnFull::kRaise ||
@@ -126,17 +129,22 @@ void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most) {
 
 /// How much may be in memory alone. Steps repeat: what the last pass saved tells where this one is. Before its last
 /// `budget` bytes all leaves at once, since all of it will have to; those last bytes stay, since the backward begins
-/// with them. Without a last pass: half and half.
+/// with them. What has a recipe does not count, since it need not leave. Without a last pass: half and half.
 Bytes StoreCore::dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept {
   if (pass == nullptr || tier.expected_pass == Bytes(0)) return tier.budget / 2;
-  const Bytes saved = tier.index < pass->saved_on_.size() ? pass->saved_on_[tier.index] : Bytes(0);
-  return saved < tier.expected_pass - tier.budget ? Bytes(0) : tier.budget;
+  const auto of = [&](const std::vector<Bytes>& each) {
+    return tier.index < each.size() ? each[tier.index] : Bytes(0);
+  };
+  const Bytes saved = of(pass->saved_on_) - of(pass->redoable_on_);
+  return saved < tier.expected_pass - tier.expected_redoable - tier.budget ? Bytes(0) : tier.budget;
 }
 
 void StoreCore::begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work) {
   using Place = DeviceTier::Place;
   if (!may_leave_locked(tier)) return;
   const Bytes limit = dirty_limit_locked(tier, pass);
+  give_recipes_up_locked(tier, tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean) -
+                                   tier.bytes(Place::kDirty) - tier.budget);
   const auto enough = [&] {
     const Bytes staying = tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean);
     return tier.bytes(Place::kDirty) <= limit && staying <= tier.budget;
@@ -199,6 +207,15 @@ void StoreCore::drop_locked(Resident& resident, Work& work) {
 }
 
 void StoreCore::drop_record_locked(Record& record, Work& work) {
+  if (record.state_ == RecordState::kResident) {
+    if (options_.verify.value_or(false) && !record.tier_->link)
+      record.fingerprint_ = XXH3_64bits(record.resident_->data() + (record.begin_ - record.resident_->origin).count(),
+                                        static_cast<size_t>(record.bytes().count()));
+    record.become(RecordState::kRedone);
+    record.redone_ = true;
+    detach_locked(record, work);
+    return;
+  }
   record.become(RecordState::kLower);
   record.left_ = true;
   if (record.tier_->link) part_locked(record, *record.resident_, work);

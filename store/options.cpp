@@ -84,7 +84,7 @@ struct OptionRow {
   bool (*unset)(const Options&);
 };
 
-constexpr std::array<OptionRow, 8> kOptions = {{
+constexpr std::array<OptionRow, 9> kOptions = {{
     {"device_budget",
      [](Options& o, std::string_view n, std::string_view v) { o.device_budget = budget_or_reject(n, v); },
      [](const Options& o) { return !o.device_budget; }},
@@ -98,6 +98,8 @@ constexpr std::array<OptionRow, 8> kOptions = {{
      [](const Options& o) { return !o.spill_budget; }},
     {"min_bytes", [](Options& o, std::string_view n, std::string_view v) { o.min_bytes = size_or_reject(n, v); },
      [](const Options& o) { return !o.min_bytes; }},
+    {"recompute", [](Options& o, std::string_view n, std::string_view v) { o.recompute = flag_or_reject(n, v); },
+     [](const Options& o) { return !o.recompute; }},
     {"verify", [](Options& o, std::string_view n, std::string_view v) { o.verify = flag_or_reject(n, v); },
      [](const Options& o) { return !o.verify; }},
     {"checksum", [](Options& o, std::string_view n, std::string_view v) { o.checksum = flag_or_reject(n, v); },

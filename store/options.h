@@ -43,6 +43,8 @@ struct EBBTIDE_API Options {
   std::optional<Bytes> spill_budget;
   /// Smaller tensors stay. None: 64 KiB for CPU tensors, 1 MiB on accelerators. Never less than 4 KiB, the unit of the spill tier.
   std::optional<Bytes> min_bytes;
+  /// What an op made that is cheap to run again is not stored, where the budget needs the memory. None: true.
+  std::optional<bool> recompute;
   /// Compare each returned tensor with a fingerprint taken when it left.
   std::optional<bool> verify;
   /// Checksums on the spill tier.

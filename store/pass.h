@@ -33,6 +33,7 @@ class Pass {
   // A device each.
   std::vector<size_t> next_;  // prefetch: all at and above this place has been looked at
   std::vector<Bytes> saved_on_;
+  std::vector<Bytes> redoable_on_;  // part of it: what has a recipe
   int64_t live_ = 0;
   std::set<int> tasks_;  // graph tasks that unpacked from it and have not ended
   bool in_backward_ = false;

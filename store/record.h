@@ -7,6 +7,7 @@
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/store/intrusive_list.h>
 #include <ebbtide/store/lower_copy.h>
+#include <ebbtide/store/recipe.h>
 #include <ebbtide/store/record_state.h>
 #include <ebbtide/store/returned_memory.h>
 #include <ebbtide/transfer/device.h>
@@ -90,6 +91,7 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   bool left_ = false;      // was its resident memory ever dropped?
   bool spilled_ = false;   // was it ever on disk?
   bool stays_ = false;     // the tier below can never hold it
+  bool redone_ = false;    // was it ever let go of for its recipe?
 
   std::shared_ptr<Resident> resident_;
   RecordLayout layout_;
@@ -98,6 +100,9 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   std::optional<SpillTier::TransferId> transfer_;
   std::optional<uint64_t> fingerprint_;
   std::optional<Failure> lost_;  // in kLower: why the last attempt to bring it back failed
+
+  std::shared_ptr<const Recipe> recipe_;  // set once, and never dropped before the record
+  bool redoable_ = false;                 // there is a recipe, and it is to be used
 
   // Of an accelerator's record.
   EventPtr packed_;  // its producer has run before this; null: none could be made at pack

@@ -14,6 +14,8 @@ std::string_view to_string(RecordState state) noexcept {
       return "lower";
     case RecordState::kReturning:
       return "returning";
+    case RecordState::kRedone:
+      return "redone";
     case RecordState::kLost:
       return "lost";
     case RecordState::kDead:

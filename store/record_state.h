@@ -15,10 +15,11 @@ enum class RecordState {
   kClean,      ///< resident, and a lower copy exists (or will, by what is enqueued): droppable at once
   kLower,      ///< the lower copy only
   kReturning,  ///< the lower copy, and a transfer into resident memory under way
+  kRedone,     ///< neither: its recipe makes the bytes again
   kLost,       ///< the lower copy could not be read back: every unpack says why
   kDead,       ///< no hook is left
 };
-inline constexpr size_t kRecordStates = 7;
+inline constexpr size_t kRecordStates = 8;
 
 std::string_view to_string(RecordState state) noexcept;
 
@@ -28,14 +29,15 @@ constexpr bool may_become(RecordState from, RecordState to) noexcept {
   constexpr size_t n = kRecordStates;
   // clang-format off
   constexpr std::array<std::array<bool, n>, n> kTable = {{
-      //               Resident Leaving Clean  Lower  Return Lost   Dead
-      /* Resident  */ {false,   true,   false, false, false, false, true},
-      /* Leaving   */ {true,    false,  true,  false, false, false, true},   // back to Resident: the transfer failed or was cancelled
-      /* Clean     */ {true,    false,  false, true,  false, false, true},   // back to Resident: the copy, enqueued, failed after all
-      /* Lower     */ {false,   false,  false, false, true,  false, true},
-      /* Returning */ {false,   false,  true,  true,  false, true,  true},   // back to Lower: no memory for it yet
-      /* Lost      */ {false,   false,  false, false, false, false, true},
-      /* Dead      */ {false,   false,  false, false, false, false, false},
+      //               Resident Leaving Clean  Lower  Return Redone Lost   Dead
+      /* Resident  */ {false,   true,   false, false, false, true,  false, true},
+      /* Leaving   */ {true,    false,  true,  false, false, false, false, true},   // back to Resident: the transfer failed or was cancelled
+      /* Clean     */ {true,    false,  false, true,  false, false, false, true},   // back to Resident: the copy, enqueued, failed after all
+      /* Lower     */ {false,   false,  false, false, true,  false, false, true},
+      /* Returning */ {false,   false,  true,  true,  false, false, true,  true},   // back to Lower: no memory for it yet
+      /* Redone    */ {true,    false,  false, false, false, false, false, true},
+      /* Lost      */ {false,   false,  false, false, false, false, false, true},
+      /* Dead      */ {false,   false,  false, false, false, false, false, false},
   }};
   // clang-format on
   return kTable[static_cast<size_t>(from)][static_cast<size_t>(to)];

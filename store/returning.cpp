@@ -36,6 +36,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
       }
       case RecordState::kLower:
         look_again_locked(host_, 8);
+        drop_redoable_locked(host_, host_.budget, work);
         drop_clean_locked(host_, host_.budget, work);
         begin_return_locked(record, kHostStream, Urgency::kDemand, work);
         break;
@@ -48,6 +49,12 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         lock.lock();
         wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });
         continue;
+      case RecordState::kRedone: {
+        Unpacked unpacked{.recipe = recipe_for_unpack_locked(record, kHostStream, work)};
+        lock.unlock();
+        work.run();
+        return unpacked;
+      }
       case RecordState::kLost: {
         const Failure why = *record.lost_;
         lock.unlock();
@@ -114,12 +121,21 @@ void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urg
 
 void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work) {
   if (!pass.in_backward_) return;
+  // Whether there was room for it, if it wants any.
+  const auto fetch = [&](Record& record) {
+    if (record.tier_ != &tier || record.state_ != RecordState::kLower) return true;
+    const bool no_room = tier.link ? host_full_ && !record.lower_.memory : staging_full_;
+    if (no_room || closed_ || tier.held() + record.bytes() > tier.budget) return false;
+    begin_return_locked(record, stream, Urgency::kPrefetch, work);
+    return true;
+  };
   for (size_t& next = Pass::of(pass.next_, tier.index); next > 0; --next) {
     Record* record = pass.sequence_[next - 1];
-    if (record == nullptr || record->tier_ != &tier || record->state_ != RecordState::kLower) continue;
-    const bool no_room = tier.link ? host_full_ && !record->lower_.memory : staging_full_;
-    if (no_room || closed_ || tier.held() + record->bytes() > tier.budget) return;
-    begin_return_locked(*record, stream, Urgency::kPrefetch, work);
+    if (record == nullptr) continue;
+    if (!fetch(*record)) return;
+    if (record->state_ != RecordState::kRedone) continue;
+    for (const auto& input : record->recipe_->inputs())  // wanted earlier than they themselves are asked for
+      if (!fetch(*input)) return;
   }
 }
 

@@ -27,6 +27,8 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   std::shared_ptr<Record> record;
   Bytes origin;
   bool crowded = false;
+  bool wants_recipes = false;
+  bool has_recipe = false;
   DeviceTier& tier = tier_of(view);
   EventPtr packed;
   if (!tier.link) {
@@ -98,6 +100,8 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         record->resident_ = std::move(made);
       }
     }
+    wants_recipes = recipes_help_locked(tier, *pass);
+    has_recipe = record->recipe_ != nullptr;
     look_again_locked(tier, 8);
     crowded = tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
@@ -108,7 +112,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     settle(pass.get(), tier);
   else if (tier.link)
     pump();
-  return {std::move(record), origin};
+  return {std::move(record), origin, wants_recipes, has_recipe};
 }
 
 DeviceTier& StoreCore::tier_of(const View& view) {
@@ -140,7 +144,10 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
   pass.in_backward_ = false;
   pass.takes_packs_ = false;
   if (!pass.ended_)
-    for (DeviceTier& tier : tiers_) tier.expected_pass = Pass::of(pass.saved_on_, tier.index);
+    for (DeviceTier& tier : tiers_) {
+      tier.expected_pass = Pass::of(pass.saved_on_, tier.index);
+      tier.expected_redoable = Pass::of(pass.redoable_on_, tier.index);
+    }
   end_pass_locked(pass);
 }
 
@@ -187,8 +194,11 @@ void StoreCore::forget(Record& record) noexcept {
     std::lock_guard lock(mutex_);
     Pass& pass = *record.pass_;
     const bool spilled = record.left_ && (record.spilled_ || !record.tier_->link);
-    (spilled ? stats_.spilled : record.left_ ? stats_.offloaded : stats_.kept).add(record.footprint_);
-    (spilled ? pass.stats_.spilled : record.left_ ? pass.stats_.offloaded : pass.stats_.kept).add(record.footprint_);
+    const auto count_in = [&](auto& stats) -> Count& {
+      return spilled ? stats.spilled : record.left_ ? stats.offloaded : record.redone_ ? stats.recomputed : stats.kept;
+    };
+    count_in(stats_).add(record.footprint_);
+    count_in(pass.stats_).add(record.footprint_);
     if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
     under_way_.erase(record.id_);
@@ -248,7 +258,8 @@ DeviceTier::Place StoreCore::place_by_states(const Resident& resident) noexcept 
   for (const Record* record : resident.records) {
     if (record->state_ == RecordState::kReturning) return Place::kReturning;
     if (record->state_ == RecordState::kLeaving) place = Place::kLeaving;
-    if (record->state_ == RecordState::kResident && place == Place::kClean) place = Place::kDirty;
+    if (record->state_ != RecordState::kResident || place == Place::kLeaving || place == Place::kDirty) continue;
+    place = record->redoable_ ? Place::kRedoable : Place::kDirty;
   }
   return place;
 }

@@ -69,6 +69,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// Offset of the view's storage in the one that was saved first: not 0 for memory that came back and is saved
     /// again.
     Bytes origin;
+    bool wants_recipes = false;  ///< memory is short: a recipe for the record may save a transfer
+    bool has_recipe = false;
   };
   /// Makes the reference that the store keeps. Called at most once, under the lock: it may count references, and no
   /// more.
@@ -81,7 +83,15 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Packed pack(std::shared_ptr<Pass>& pass, const View& view, const Hold& hold);
   void note_passed_through(const char* reason, Bytes footprint);
 
-  /// What unpack hands out: a storage that lives, or memory that the caller lays a storage over and offers to adopt().
+  /// From now on the record's bytes may be let go of, to be redone when they are asked for. Refused, in silence, where
+  /// the record has a recipe, where an input is of another store or rests on the record itself, and past a depth of
+  /// kDeepestRecipe records.
+  /// REQUIRES: the recipe was seen to make these very bytes; all inputs are of the record's device.
+  void offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe);
+  static constexpr int kDeepestRecipe = 6;
+
+  /// What unpack hands out: a storage that lives, or memory that the caller lays a storage over and offers to adopt(),
+  /// or a recipe that the caller runs, on `stream`, and whose result it offers to redone().
   struct Unpacked {
     std::shared_ptr<DeviceStorage> storage;
     std::shared_ptr<ReturnedMemory> memory;
@@ -89,6 +99,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// It was saved or came back for another stream, and may be let go of before the graph is: the framework must be told
     /// of the stream that asks now.
     bool of_another_stream = false;
+    std::shared_ptr<const Recipe> recipe;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
   /// stream) is made to wait for the copy. Errors: SpillError, DeviceError, CorruptTensor, OutOfBudget.
@@ -98,6 +109,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// The storage over `memory` to use from now on: `mine`, or another thread's that was first.
   std::shared_ptr<DeviceStorage> adopt(Record& record, const std::shared_ptr<ReturnedMemory>& memory,
                                        std::shared_ptr<DeviceStorage> mine);
+
+  /// The storage to use from now on: `mine`, which the record's recipe has just made, or another thread's that was
+  /// first. `seconds`: what the caller's thread spent on it. Errors: CorruptTensor (verify).
+  std::shared_ptr<DeviceStorage> redone(Record& record, std::shared_ptr<DeviceStorage> mine, StreamId stream,
+                                        double seconds);
 
   /// True if this graph task unpacks from the record's pass for the first time: the caller then sees to it that
   /// task_ended is called.
@@ -169,6 +185,17 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage);
   void write_failed_locked(Record& record, const Failure& failure);
   void note_write_error_locked(const Failure& failure);
+
+  // redoing.cpp: records whose bytes are made again.
+  bool recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept;
+  static int depth_locked(const Record& record) noexcept;
+  static bool rests_on_locked(const Recipe& recipe, const Record& record) noexcept;
+  static bool sealed_locked(const Record& record) noexcept;
+  bool may_be_redone_locked(const Resident& resident) noexcept;
+  void drop_redoable_locked(DeviceTier& tier, Bytes target, Work& work);
+  void give_recipes_up_locked(DeviceTier& tier, Bytes missing);
+  void note_redoable_locked(Record& record, bool redoable) noexcept;
+  std::shared_ptr<const Recipe> recipe_for_unpack_locked(Record& record, StreamId stream, Work& work);
 
   // device_leaving.cpp: from an accelerator's memory into host memory, and on to disk.
   bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);

@@ -5,9 +5,11 @@
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/transfer/device_storage.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
 #include <utility>
 #include <vector>
@@ -75,9 +77,19 @@ inline std::shared_ptr<Record> pack(StoreCore& core, std::shared_ptr<Pass>& pass
   return core.pack(pass, whole(memory), [&] { return std::make_shared<FakeStorage>(memory); }).record;
 }
 
-/// What an unpack hook does: a storage, adopted where it came back.
+class FakeRecipe : public Recipe {
+ public:
+  using Recipe::Recipe;
+  virtual Memory run(StoreCore& core) const = 0;
+};
+
+/// What an unpack hook does: a storage, adopted where it came back, and redone where it must be.
 inline std::shared_ptr<FakeStorage> unpack(StoreCore& core, Record& record) {
   StoreCore::Unpacked unpacked = core.unpack(record);
+  if (unpacked.recipe) {
+    auto made = std::make_shared<FakeStorage>(dynamic_cast<const FakeRecipe&>(*unpacked.recipe).run(core));
+    return std::static_pointer_cast<FakeStorage>(core.redone(record, std::move(made), kHostStream, 0.5));
+  }
   if (!unpacked.storage)
     unpacked.storage = core.adopt(record, unpacked.memory, std::make_shared<FakeStorage>(unpacked.memory));
   return std::static_pointer_cast<FakeStorage>(unpacked.storage);

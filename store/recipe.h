@@ -1,0 +1,43 @@
+// How a record's bytes can be made again from the bytes of others.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace ebbtide {
+
+class Record;
+
+/// One redo of one storage. The store decides when the bytes are let go of; the framework's side runs the redo, since
+/// the store knows no framework. Immutable.
+///
+/// Lifetime: shared by the record and by redos under way. Its inputs live as long as it does, wherever their bytes are;
+/// they may be redone themselves. Dropped without the store's lock.
+class EBBTIDE_API Recipe {
+ public:
+  /// `begin` and `end`: which bytes of the storage that was saved a redo makes.
+  Recipe(std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end)
+      : inputs_(std::move(inputs)), begin_(begin), end_(end) {}
+  virtual ~Recipe() = default;
+  Recipe(const Recipe&) = delete;
+  Recipe& operator=(const Recipe&) = delete;
+
+  /// Whether the inputs still are at the versions at which the op read them.
+  /// Threads: any, under the store's lock: it may compare version counters, and no more.
+  virtual bool inputs_unchanged() const noexcept = 0;
+
+  const std::vector<std::shared_ptr<Record>>& inputs() const noexcept { return inputs_; }
+  Bytes begin() const noexcept { return begin_; }
+  Bytes end() const noexcept { return end_; }
+
+ private:
+  const std::vector<std::shared_ptr<Record>> inputs_;
+  const Bytes begin_;
+  const Bytes end_;
+};
+
+}  // namespace ebbtide
