@@ -121,6 +121,10 @@ at::Tensor SavedTensor::unpack_record() {
   StoreCore& core = record_->core();
   const c10::Device device = view_.device();
   const StoreCore::Unpacked unpacked = core.unpack(*record_, device.is_cpu() ? kHostStream : current_stream(device));
+  if (unpacked.burst) {
+    const auto node = torch::autograd::get_current_node();
+    core.note_burst(*record_, node ? node->name() : std::string());
+  }
   auto storage = std::static_pointer_cast<TorchStorage>(unpacked.storage);
   if (!storage)
     storage = std::static_pointer_cast<TorchStorage>(

@@ -35,11 +35,12 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         if (resident.identity == nullptr) {
           resident.identity = resident.storage->identity();
           by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
+          tier.note_handed_out(resident);
         }
         Unpacked unpacked{resident.storage, nullptr, resident.origin, resident.stream != stream};
         prefetch_locked(*record.pass_, tier, stream, work);
         begin_copies_in_locked(tier, stream, work);
-        tier.note_peak();
+        unpacked.burst = tier.note_peak() && tier.handed_over() > tier.budget;
         lock.unlock();
         work.run();
         if (redone) {

@@ -36,6 +36,7 @@ struct Resident : ListLink<Resident> {
   StreamId stream = kHostStream;           ///< on which the memory is used and given back
   const void* identity = nullptr;          ///< the framework's storage; null for what came back until it is handed out
   bool returned = false;                   ///< came back from below
+  bool handed_out = false;                 ///< and an unpack has returned it
   Bytes origin;                            ///< offset in the storage that was saved of this memory's first byte
   Bytes bytes;
   std::vector<Record*> records;

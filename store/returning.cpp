@@ -27,7 +27,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         record.demanded_ = false;
         Unpacked unpacked{resident.storage, resident.memory, resident.origin};
         prefetch_locked(*record.pass_, host_, kHostStream, work);
-        host_.note_peak();
+        unpacked.burst = host_.note_peak() && host_.handed_over() > host_.budget;
         const bool check = record.fingerprint_ && unpacked.memory;
         lock.unlock();
         work.run();
@@ -84,10 +84,18 @@ std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::share
     resident.storage = mine;
     resident.memory = nullptr;  // the storage holds it
     resident.identity = mine->identity();
+    host_.note_handed_out(resident);
     by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
     return mine;
   }
   return resident.storage && resident.storage->data() == memory->data() ? resident.storage : mine;
+}
+
+void StoreCore::note_burst(const Record& record, std::string node) {
+  std::lock_guard lock(mutex_);
+  DeviceTier& tier = *record.tier_;
+  const Bytes saved = Pass::of(record.pass_->saved_on_, tier.index);
+  tier.burst = {std::move(node), tier.held() + tier.handed_over(), saved};
 }
 
 void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work) {

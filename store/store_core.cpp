@@ -242,6 +242,8 @@ void StoreCore::detach_locked(Record& record, Work& work) {
     return;
   }
   resident->tier->remove(*resident);
+  if (resident->handed_out && resident->tier->link && resident->storage->references() > 1)
+    resident->tier->note_outlived(*resident);
   if (resident->identity != nullptr) by_storage_.erase(resident->identity);
   work.dropped.push_back(resident);
 }

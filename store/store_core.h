@@ -100,10 +100,14 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// of the stream that asks now.
     bool of_another_stream = false;
     std::shared_ptr<const Recipe> recipe;
+    /// More than ever is handed over, and more than the budget: the caller then says to whom, see note_burst().
+    bool burst = false;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
   /// stream) is made to wait for the copy. Errors: SpillError, DeviceError, CorruptTensor, OutOfBudget.
   Unpacked unpack(Record& record, StreamId stream = kHostStream);
+  /// `node`: the node of the backward that the last unpack of `record` was for; empty where there was none.
+  void note_burst(const Record& record, std::string node);
   /// Moves the copies of accelerators on, as every pack and unpack does. Never waits.
   void pump();
   /// The storage over `memory` to use from now on: `mine`, or another thread's that was first.
@@ -145,7 +149,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// Threads: any.
   std::shared_ptr<void> extension(const std::function<std::shared_ptr<void>()>& make);
 
-  void note_handed_over(Bytes change) noexcept { handed_over_ += change.count(); }
+  void note_handed_over(Bytes change) noexcept { host_.host_memory_handed_out += change.count(); }
 
   /// Around a fork: a child must not inherit the lock from a thread that it does not have.
   void lock_for_fork() { mutex_.lock(); }
@@ -270,7 +274,6 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
-  std::atomic<int64_t> handed_over_{0};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // some transfer has ended

@@ -174,14 +174,25 @@ Stats StoreCore::stats() const {
     stats.host.budget_bytes = staging_budget_ + host_budget_;
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const DeviceTier& tier : tiers_) {
-      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget}, tier.device->name()});
-      stats.referenced_elsewhere += tier.bytes(DeviceTier::Place::kElsewhere);
+      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget},
+                               tier.device->name(),
+                               tier.handed_over(),
+                               tier.handed_over_peak(),
+                               tier.referenced_elsewhere(),
+                               tier.referenced_elsewhere_peak(),
+                               tier.alive_peak(),
+                               tier.burst});
       if (tier.link) links.push_back(tier.link);
     }
     // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.
     for (const DeviceStats& device : stats.devices) {
       stats.device.bytes += device.bytes;
       stats.device.peak_bytes += device.peak_bytes;
+      stats.handed_over += device.handed_over;
+      stats.handed_over_peak += device.handed_over_peak;
+      stats.referenced_elsewhere += device.referenced_elsewhere;
+      stats.referenced_elsewhere_peak += device.referenced_elsewhere_peak;
+      stats.alive_peak += device.alive_peak;
       if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;
     }
   }
@@ -191,7 +202,6 @@ Stats StoreCore::stats() const {
     stats.h2d.bytes += link->in.stats().copied;
     stats.h2d.busy_s += link->in.stats().busy_s;
   }
-  stats.handed_over = Bytes(handed_over_.load());
   if (staging != nullptr) {
     const PoolStats pool = staging->stats();
     stats.host.bytes = pool.slab_bytes;

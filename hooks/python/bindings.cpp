@@ -97,7 +97,10 @@ py::dict to_dict(const Stats& stats) {
   result["disk_write"] = to_dict(stats.disk_write);
   result["disk_read"] = to_dict(stats.disk_read);
   result["handed_over"] = stats.handed_over.count();
+  result["handed_over_peak"] = stats.handed_over_peak.count();
   result["referenced_elsewhere"] = stats.referenced_elsewhere.count();
+  result["referenced_elsewhere_peak"] = stats.referenced_elsewhere_peak.count();
+  result["alive_peak"] = stats.alive_peak.count();
   result["passes"] = stats.passes;
   return result;
 }

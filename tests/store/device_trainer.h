@@ -28,6 +28,15 @@ struct DeviceMemoryImpl {
 };
 using DeviceTensor = std::shared_ptr<DeviceMemoryImpl>;
 
+class ChaosStorageWatch final : public StorageWatch {
+ public:
+  explicit ChaosStorageWatch(const DeviceTensor& tensor) : tensor_(tensor) {}
+  bool alive() const noexcept override { return !tensor_.expired(); }
+
+ private:
+  const std::weak_ptr<DeviceMemoryImpl> tensor_;
+};
+
 class ChaosStorage final : public DeviceStorage {
  public:
   explicit ChaosStorage(DeviceTensor tensor) : tensor_(std::move(tensor)) {}
@@ -36,6 +45,7 @@ class ChaosStorage final : public DeviceStorage {
   int64_t references() const noexcept override { return tensor_.use_count(); }
   bool plain() const noexcept override { return true; }
   const void* identity() const noexcept override { return tensor_.get(); }
+  std::unique_ptr<StorageWatch> watch() const override { return std::make_unique<ChaosStorageWatch>(tensor_); }
   const DeviceTensor& tensor() const noexcept { return tensor_; }
 
  private:

@@ -115,6 +115,50 @@ TEST_F(StoreDeviceTest, BudgetOfZeroHoldsNothing) {
   expect_clean();
 }
 
+// A compiled graph's node asks for all that it saved before it uses any: no budget bounds that.
+TEST_F(StoreDeviceTest, WhatOneNodeUnpacksAtOnceIsHandedOver) {
+  open(options(KiB(128)));
+  forward(9);
+  ASSERT_TRUE(core_->task_began(*saved_.back().record, 1));
+  std::vector<DeviceTensor> at_once;
+  bool burst = false;
+  for (int i = 8; i >= 0; --i) {
+    const StoreCore::Unpacked unpacked = core_->unpack(*saved_[static_cast<size_t>(i)].record, trainer_->compute());
+    burst |= unpacked.burst;
+    at_once.push_back(std::static_pointer_cast<ChaosStorage>(unpacked.storage)->tensor());
+    const DeviceStats stats = core_->stats().devices[1];
+    EXPECT_LE(stats.bytes, KiB(128) + Bytes(kSize));
+    EXPECT_LE(trainer_->device().live_bytes(), stats.bytes + stats.handed_over) << "none is left out";
+  }
+  EXPECT_TRUE(burst);
+  core_->note_burst(*saved_.front().record, "CompiledFunctionBackward");
+  const Burst noted = core_->stats().devices[1].burst;
+  EXPECT_EQ(noted.node, "CompiledFunctionBackward");
+  EXPECT_EQ(noted.bytes, trainer_->device().live_bytes());
+  EXPECT_EQ(noted.saved, Bytes(9 * kSize));
+
+  core_->task_ended(*pass_, 1);
+  saved_.clear();
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  EXPECT_GE(core_->stats().handed_over, Bytes(7 * kSize)) << "it outlives its record";
+  at_once.pop_back();  // the first to have been saved: it came back
+  EXPECT_GE(core_->stats().handed_over, Bytes(6 * kSize));
+  at_once.clear();
+  EXPECT_EQ(core_->stats().handed_over, Bytes(0));
+  EXPECT_GE(core_->stats().handed_over_peak, Bytes(7 * kSize));
+  EXPECT_EQ(core_->stats().alive_peak, trainer_->device().peak_live_bytes());
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, WhatIsUnpackedInTurnIsNotHandedOver) {
+  open(options(KiB(128)));
+  forward(9);
+  backward();
+  EXPECT_EQ(core_->stats().handed_over_peak, Bytes(0));
+  EXPECT_EQ(core_->stats().devices[1].burst.bytes, Bytes(0));
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, OverTheHostBudgetTheOldestSink) {
   open(options(KiB(256), MiB(4)), Pace::kEager);
   forward(128);  // 8 MiB
