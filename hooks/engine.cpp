@@ -1,3 +1,4 @@
+#include <ebbtide/hooks/counted_hooks.h>
 #include <ebbtide/hooks/engine.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace ebbtide {
@@ -79,8 +81,9 @@ class StoreEngine final : public Engine {
       return wrapped_.get_default_saved_variable_hooks();
     }
     if (python.stack.size() > scope->python_hooks_outside()) {
-      scope->core()->note_passed_through("Python hooks inside the scope", Bytes(0));
-      return wrapped_.get_default_saved_variable_hooks();
+      auto hooks = wrapped_.get_default_saved_variable_hooks();
+      if (hooks == nullptr) return nullptr;
+      return std::make_unique<CountedHooks>(std::move(hooks), scope->core(), "Python hooks inside the scope");
     }
     return std::make_unique<SavedTensor>(*scope);
   }
