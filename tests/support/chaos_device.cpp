@@ -151,6 +151,11 @@ StreamId ChaosDevice::make_stream(const std::string& name) {
   return add_stream_locked(name);
 }
 
+void ChaosDevice::end_stream(StreamId stream) {
+  const std::lock_guard lock(mutex_);
+  if (!refuse_stream_locked(stream)) ended_.insert(stream);
+}
+
 Result<std::shared_ptr<std::byte>> ChaosDevice::allocate(size_t bytes, StreamId stream, const std::string& name) {
   const std::lock_guard lock(mutex_);
   if (auto refused = refuse_locked(Call::kAllocate)) return *refused;
@@ -316,8 +321,10 @@ std::optional<Failure> ChaosDevice::refuse_locked(Call call) {
 }
 
 std::optional<Failure> ChaosDevice::refuse_stream_locked(StreamId stream) {
-  if (stream != kHostStream && streams_.has(agent(stream))) return std::nullopt;
-  return complain_locked("there is no stream " + std::to_string(static_cast<uint64_t>(stream)));
+  if (stream == kHostStream || !streams_.has(agent(stream)))
+    return complain_locked("there is no stream " + std::to_string(static_cast<uint64_t>(stream)));
+  if (ended_.contains(stream)) return complain_locked("the stream \"" + stream_names_[agent(stream)] + "\" has ended");
+  return std::nullopt;
 }
 
 Result<const StreamPoint*> ChaosDevice::point_locked(const EventPtr& event) {

@@ -74,6 +74,9 @@ class ChaosDevice final : public Device {
 
   // What a framework does on a device.
   StreamId make_stream(const std::string& name);
+  /// What is enqueued there still runs; a call that names the stream from now on is misuse. Memory that was allocated for
+  /// it may be freed.
+  void end_stream(StreamId stream);
   /// Memory for use on `stream`, freed there when the last reference dies. Contents: poison, or an earlier owner's.
   /// Errors: kOverCapacity.
   Result<std::shared_ptr<std::byte>> allocate(size_t bytes, StreamId stream, const std::string& name);
@@ -154,6 +157,7 @@ class ChaosDevice final : public Device {
   RaceDetector detector_;
   uint32_t agents_ = 0;
   std::map<AgentId, std::string> stream_names_;
+  std::set<StreamId> ended_;
   std::deque<HostAgent> hosts_;               // the first is the program
   std::map<std::thread::id, size_t> acting_;  // which host agent a thread acts as
   std::array<StreamId, 2> copy_streams_{};
