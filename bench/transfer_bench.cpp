@@ -22,6 +22,7 @@
 
 #include "tests/gpu/gpu_driver.h"
 #include "tests/support/noop_cuda_api.h"
+#include "tests/support/noop_training.h"
 
 namespace {
 
@@ -134,6 +135,33 @@ void measure_host() {
   measure("device_fetch", &Mover::come_back_bare);
   measure("lane_offload", &Mover::leave);
   measure("lane_fetch", &Mover::come_back);
+}
+
+/// The same with all that the store does around it: a pack and an unpack, records, host memory, budgets.
+void measure_store() {
+  constexpr size_t kPassTensors = 200;
+  constexpr int kPasses = 200;
+  test::NoopTraining training(kPassTensors);
+  double offload = std::numeric_limits<double>::infinity(), fetch = offload;
+  int64_t offload_allocations = 0, fetch_allocations = 0;
+  for (int pass = -2; pass < kPasses; ++pass) {  // the first two warm up
+    const int64_t before = test::allocations;
+    const double forward = seconds_of([&] { training.forward(); });
+    const int64_t between = test::allocations;
+    const double backward = seconds_of([&] { training.backward(); });
+    if (pass < 0) continue;
+    offload = std::min(offload, forward);
+    fetch = std::min(fetch, backward);
+    offload_allocations += between - before;
+    fetch_allocations += test::allocations - between;
+  }
+  const auto print = [&](const std::string& name, double seconds, int64_t allocations) {
+    const double microseconds = seconds / kPassTensors * 1e6;
+    print_row("host." + name, microseconds, "us", "<= 4", microseconds <= kMostMicroseconds);
+    print_row("host." + name + ".allocations", static_cast<double>(allocations) / kPasses, "a pass");
+  };
+  print("store_offload", offload, offload_allocations);
+  print("store_fetch", fetch, fetch_allocations);
 }
 
 // The link.
@@ -311,6 +339,7 @@ void measure_lanes(const test::GpuDriver& driver) {
 
 int main() {
   measure_host();
+  measure_store();
   const auto driver = test::GpuDriver::open();
   if (driver.ok()) {
     measure_lanes(driver.value());

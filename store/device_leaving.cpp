@@ -11,7 +11,7 @@ namespace ebbtide {
 /// The budget needs memory whose copies are queued behind the lane's cap: enqueues the oldest. Returns whether that
 /// changed anything. REQUIRES: `lock` is held; let go of and taken again.
 bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
-  std::vector<CopyJobPtr> jobs;
+  Few<CopyJobPtr> jobs;
   const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
   Bytes missing = tier.held() - tier.budget;
   for (const Resident* resident = leaving.front(); resident != nullptr && missing > Bytes(0);
@@ -52,7 +52,7 @@ void StoreCore::note_enqueued_locked(DeviceTier& tier) {
   }
 }
 
-void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
+void StoreCore::copy_out(const Few<CopyOut>& orders) {
   for (size_t i = 0; i < orders.size(); ++i) {
     const std::shared_ptr<Record>& record = orders[i].record;
     DeviceLink& link = *record->tier_->link;
@@ -69,7 +69,7 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       after = record->packed_;
       stream = resident.stream;
     }
-    auto memory = HostCopy::make(*host_pool_, bytes, HostCopy::From::kPool);
+    auto memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
       const bool never = bytes > host_budget_ || host_pool_->stats().live_bytes == Bytes(0);
@@ -94,7 +94,8 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       }
       after = std::move(now).value();
     }
-    auto passage = std::make_shared<Passage>(Passage{record.get(), memory, orders[i].storage});
+    auto passage =
+        std::allocate_shared<Passage>(passages_, Passage{weak_from_this(), record.get(), memory, orders[i].storage});
     {
       std::lock_guard lock(mutex_);
       record->layout_.modulus = kDeviceAlignment;
@@ -112,8 +113,8 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       left -= static_cast<int64_t>(part);
     }
     memory = nullptr;
-    request.done = [weak_core = weak_from_this(), raw = passage.get()](const Status& status) {
-      if (auto core = weak_core.lock()) core->copy_out_done(*raw, status);
+    request.done = [raw = passage.get()](const Status& status) {
+      if (auto core = raw->core.lock()) core->copy_out_done(*raw, status);
     };
     CopyJobPtr job = link.out.submit(std::move(request));
     std::lock_guard lock(mutex_);
@@ -221,7 +222,7 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
 
 void StoreCore::sink(const Sink& order) {
   auto submitted = spill_->write(
-      order.record_id, order.memory->pieces(),
+      order.record_id, {order.memory->pieces().begin(), order.memory->pieces().end()},
       [weak_core = weak_from_this(), id = order.record_id, memory = order.memory](Result<SpilledItem> item) mutable {
         if (auto core = weak_core.lock()) core->sink_done(id, std::move(item), std::move(memory));
       });

@@ -17,7 +17,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
     pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
       case RecordState::kLeaving:
@@ -188,7 +188,7 @@ void StoreCore::copy_in(const CopyIn& order) {
     if (Status filled = link.device->wait(link.in.stream(), out->event()); !filled.ok())
       return copy_in_refused(record, filled.failure());
   }
-  auto passage = std::make_shared<Passage>(Passage{&record, memory, storage});
+  auto passage = std::allocate_shared<Passage>(passages_, Passage{weak_from_this(), &record, memory, storage});
   {
     std::lock_guard lock(mutex_);
     record.lower_.copying_in = record.state_ == RecordState::kReturning;
@@ -208,8 +208,8 @@ void StoreCore::copy_in(const CopyIn& order) {
     left -= static_cast<int64_t>(part);
   }
   memory = nullptr;
-  request.done = [weak_core = weak_from_this(), raw = passage.get()](const Status& status) {
-    if (auto core = weak_core.lock()) core->copy_in_done(*raw, status);
+  request.done = [raw = passage.get()](const Status& status) {
+    if (auto core = raw->core.lock()) core->copy_in_done(*raw, status);
   };
   CopyJobPtr job = link.in.submit(std::move(request));
   {
@@ -281,7 +281,7 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 }
 
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
-  auto memory = HostCopy::make(*host_pool_, record->bytes(),
+  auto memory = HostCopy::make(host_copy_objects_, *host_pool_, record->bytes(),
                                urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool,
                                host_registrar_);
   if (!memory) {
@@ -311,7 +311,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
     if (record->demanded_) urgency = Urgency::kDemand;
   }
   const auto priority = urgency == Urgency::kDemand ? SpillTier::Priority::kDemand : SpillTier::Priority::kPrefetch;
-  const std::vector<IoPiece> pieces = memory->pieces();
+  const std::vector<IoPiece> pieces(memory->pieces().begin(), memory->pieces().end());
   const auto id = spill_->read(record->item_, pieces, priority,
                                [weak_core = weak_from_this(), record_id = record->id_,
                                 memory = std::move(memory)](const Status& status) mutable {

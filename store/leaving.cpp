@@ -28,7 +28,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
     if (tier.link) pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     if (tier.link) note_enqueued_locked(tier);
     drop_redoable_locked(tier, tier.budget, work);
     begin_leaving_locked(tier, pass, work);
@@ -202,7 +202,7 @@ Resident* StoreCore::pick_victim_locked(DeviceTier& tier) noexcept {
 
 void StoreCore::drop_locked(Resident& resident, Work& work) {
   staging_full_ = false;
-  const std::vector<Record*> records = resident.records;
+  const Few<Record*> records = resident.records;
   for (Record* record : records) drop_record_locked(*record, work);
 }
 

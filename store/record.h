@@ -4,6 +4,7 @@
 #include <ebbtide/nvme/spill_tier.h>
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/store/intrusive_list.h>
 #include <ebbtide/store/lower_copy.h>
@@ -39,7 +40,7 @@ struct Resident : ListLink<Resident> {
   bool handed_out = false;                 ///< and an unpack has returned it
   Bytes origin;                            ///< offset in the storage that was saved of this memory's first byte
   Bytes bytes;
-  std::vector<Record*> records;
+  Few<Record*> records;
 
   std::byte* data() const noexcept { return storage ? storage->data() : memory->data(); }
 };

@@ -17,7 +17,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
   for (;;) {
     Work work(*this);
     std::unique_lock lock(mutex_);
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
       case RecordState::kLeaving:
@@ -101,7 +101,7 @@ void StoreCore::note_burst(const Record& record, std::string node) {
 void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work) {
   auto alive = record.weak_from_this().lock();
   if (!alive) return;
-  auto resident = std::make_shared<Resident>();
+  auto resident = std::allocate_shared<Resident>(residents_);
   DeviceTier& tier = *record.tier_;
   resident->tier = &tier;
   resident->stream = stream;

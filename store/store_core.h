@@ -3,6 +3,7 @@
 
 #include <ebbtide/nvme/spill_tier.h>
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/store/device_tier.h>
 #include <ebbtide/store/options.h>
@@ -10,12 +11,14 @@
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/waiter.h>
+#include <ebbtide/transfer/block_cache.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -205,7 +208,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);
   bool copies_run_locked() noexcept;
   void note_enqueued_locked(DeviceTier& tier);
-  void copy_out(const std::vector<CopyOut>& orders);
+  void copy_out(const Few<CopyOut>& orders);
   void copy_out_done(Passage& passage, const Status& status);
   void copy_out_failed_locked(Record& record, const Failure& failure);
   void part_locked(Record& record, const Resident& resident, Work& work);
@@ -246,7 +249,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Record* arrived_locked(uint64_t record_id) noexcept;
 
   DeviceTier& tier_of(const View& view);
-  std::vector<DeviceTier*> all_tiers();
+  Few<DeviceTier*> all_tiers();
   void open_staging(std::optional<Bytes> most);
   void open_host_tier(const std::shared_ptr<Device>& device);
   void forget(Record& record) noexcept;
@@ -260,6 +263,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);
 
   const Options options_;
+  // After warm-up, what a tensor that leaves and comes back needs of these takes no memory of the heap.
+  const CachedAllocator<Record> records_;
+  const CachedAllocator<Resident> residents_;
+  const CachedAllocator<Passage> passages_;
+  const CachedAllocator<HostCopy> host_copy_objects_;
   Bytes min_bytes_;
   Bytes min_bytes_of_devices_;
   std::once_flag staging_opened_;
@@ -279,21 +287,22 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::condition_variable changed_;  // some transfer has ended
   std::deque<DeviceTier> tiers_;     // a device each, the host device first; grows only
   DeviceTier& host_;                 // of CPU tensors
-  std::unordered_map<const void*, Resident*> by_storage_;
+  std::map<const void*, Resident*, std::less<>, CachedAllocator<std::pair<const void* const, Resident*>>> by_storage_;
   IntrusiveList<Record> live_;
   // Records with a transfer under way, for its completion: an owning reference there could make an I/O thread the one
   // to end a record.
   std::unordered_map<uint64_t, Record*> under_way_;
   uint64_t next_record_ = 1;
   int64_t next_pass_ = 1;
+  size_t longest_sequence_ = 0;  // of the passes that ended
   std::optional<Bytes>
       full_at_;  // what the spill tier held when it had no room; asked again when it holds less, or later
   std::chrono::steady_clock::time_point full_until_;
   bool staging_full_ = false;  // until returned memory dies
   int64_t write_errors_ = 0;   // in a row
   std::string last_write_error_;
-  std::vector<std::shared_ptr<DeviceStorage>> buried_;  // of writes that ended: dropped on the next caller's thread
-  std::vector<std::string> warnings_;                   // for the next caller's thread
+  Few<std::shared_ptr<DeviceStorage>> buried_;  // of writes that ended: dropped on the next caller's thread
+  std::vector<std::string> warnings_;           // for the next caller's thread
   std::vector<std::string> warned_;
   WarningHandler warning_handler_;
   std::shared_ptr<Waiter> waiter_;
