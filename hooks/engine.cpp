@@ -1,3 +1,4 @@
+#include <ebbtide/hooks/carried_scope.h>
 #include <ebbtide/hooks/counted_hooks.h>
 #include <ebbtide/hooks/engine.h>
 #include <ebbtide/hooks/saved_tensor.h>
@@ -60,7 +61,10 @@ class StoreEngine final : public Engine {
                                          const torch::autograd::variable_list& inputs, bool keep_graph,
                                          bool create_graph, bool accumulate_grad,
                                          const torch::autograd::edge_list& outputs) override {
-    return wrapped_.execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+    CarriedScope carried(create_graph ? Scope::current() : nullptr);
+    auto gradients = wrapped_.execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+    carried.leave();
+    return gradients;
   }
   c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
       const std::shared_ptr<torch::autograd::GraphTask>& graph_task, std::shared_ptr<torch::autograd::Node> graph_root,
@@ -73,6 +77,7 @@ class StoreEngine final : public Engine {
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
     Scope* scope = Scope::current();
+    if (scope == nullptr) scope = CarriedScope::current();
     if (scope == nullptr || forked.load(std::memory_order_relaxed) || !scope->core()->accepts_packs())
       return wrapped_.get_default_saved_variable_hooks();
     const auto& python = at::SavedTensorDefaultHooks::get_tls_state();

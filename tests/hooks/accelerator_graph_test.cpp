@@ -69,13 +69,29 @@ TEST(AcceleratorTest, DoubleBackward) {
   expect_same_as_plain([](SimAccelerator&, Store* store) {
     const at::Tensor x = device_leaf(1);
     const at::Tensor loss = under(store, [&] { return chain(x * 2); });
+    const Count saved = store != nullptr ? store->stats().saved : Count();
     at::Tensor gradient;
     under(store, [&] {
       gradient = gradient_of(loss, x, /*retain_graph=*/true, /*create_graph=*/true);
       return loss;
     });
+    if (store != nullptr) EXPECT_GT(store->stats().saved.tensors, saved.tensors) << "on the engine's thread";
     gradient.pow(2).sum().backward();
     return to_cpu({gradient.detach(), x.grad()});
+  });
+}
+
+TEST(AcceleratorTest, DoubleBackwardThatThrowsHalfWay) {
+  expect_same_as_plain([](SimAccelerator&, Store* store) {
+    const at::Tensor x = device_leaf(1);
+    at::Tensor hidden = x * 2;
+    const at::Tensor loss = under(store, [&] { return chain(hidden); });
+    hidden.add_(1);  // which the sine has saved
+    under(store, [&] {
+      EXPECT_THROW(gradient_of(loss, x, /*retain_graph=*/true, /*create_graph=*/true), c10::Error);
+      return loss;
+    });
+    return to_cpu({hidden.detach()});
   });
 }
 
