@@ -50,14 +50,17 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     if (resident != nullptr) {
       for (Record* other : resident->records) {
         if (other->version_counter_ != view.version_counter || other->version_ != view.version) continue;
-        const bool inside = other->begin_ <= begin && end <= other->end_;
+        const bool inside = other->holds(begin, end, view.rows);
         if (!inside && other->state_ != RecordState::kResident)
           continue;  // its bytes are on their way: too late to widen it
         record = other->weak_from_this().lock();
         if (!record) continue;
-        if (!inside) record->packed_ = packed;
-        record->begin_ = std::min(record->begin_, begin);
-        record->end_ = std::max(record->end_, end);
+        if (!inside) {
+          record->packed_ = packed;
+          record->begin_ = std::min(record->begin_, begin);
+          record->end_ = std::max(record->end_, end);
+          record->rows_ = {};
+        }
         stats_.deduplicated.add(view.footprint);
         if (record->pass_ == pass) {
           pass->sequence_[record->slot_] = nullptr;
@@ -73,6 +76,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->version_ = view.version;
       record->begin_ = begin;
       record->end_ = end;
+      if (tier.link && view.rows.pay()) record->rows_ = view.rows;
       record->footprint_ = view.footprint;
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());
