@@ -2,6 +2,7 @@
 // under way only where host memory is full and the disk will take some of it over (settle).
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <utility>
@@ -72,6 +73,7 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
       after = record->packed_;
       stream = resident.stream;
     }
+    const NvtxRange range(NvtxRange::Of::kLeave, bytes);
     auto memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.

@@ -2,6 +2,7 @@
 // copy that the compute stream, and no caller, waits for.
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +13,7 @@ namespace ebbtide {
 
 StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId stream) {
   DeviceTier& tier = *record.tier_;
+  const NvtxRange range(NvtxRange::Of::kUnpack, record.footprint_);
   bool squeezed = false;
   for (;;) {
     pump();
@@ -159,6 +161,7 @@ void StoreCore::copy_in(const CopyIn& order) {
     before = record.begin_ - record.resident_->origin;
     rows = record.rows_;
   }
+  const NvtxRange range(NvtxRange::Of::kReturn, memory->bytes());
   if (fingerprint && memory->fingerprint() != *fingerprint)
     return copy_in_refused(record, {FailureCode::kCorrupt, 0,
                                     "a saved tensor of " + to_string(record.bytes()) +

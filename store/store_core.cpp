@@ -3,11 +3,12 @@
 #include <ebbtide/store/report.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <iterator>
+#include <optional>
 #include <utility>
 
 namespace ebbtide {
@@ -28,6 +29,8 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   Bytes origin;
   bool crowded = false;
   DeviceTier& tier = tier_of(view);
+  std::optional<NvtxRange> range;
+  if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
   EventPtr packed;
   if (!tier.link) {
     open_staging(std::nullopt);
