@@ -2,6 +2,7 @@
 // under way only where host memory is full and the disk will take some of it over (settle).
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <utility>
@@ -56,8 +57,9 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
   for (size_t i = 0; i < orders.size(); ++i) {
     const std::shared_ptr<Record>& record = orders[i].record;
     DeviceLink& link = *record->tier_->link;
-    const std::byte* first = nullptr;
-    Bytes bytes;
+    std::byte* first = nullptr;
+    Bytes whole, bytes;
+    Rows rows;
     EventPtr after;
     StreamId stream{};
     {
@@ -65,10 +67,13 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
       if (record->state_ != RecordState::kLeaving) continue;
       const Resident& resident = *record->resident_;
       first = resident.data() + (record->begin_ - resident.origin).count();
-      bytes = record->bytes();
+      whole = record->bytes();
+      bytes = record->packed_bytes();
+      rows = record->rows_;
       after = record->packed_;
       stream = resident.stream;
     }
+    const NvtxRange range(NvtxRange::Of::kLeave, bytes);
     auto memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
@@ -104,14 +109,9 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
       record->lower_.out = nullptr;
       hold_host_locked(*record, memory);
     }
-    CopyRequest request{.after = std::move(after), .keepalive = passage};
-    int64_t left = bytes.count();
-    for (const IoPiece& piece : memory->pieces()) {
-      const size_t part = std::min(piece.bytes, static_cast<size_t>(left));
-      request.chunks.push_back({piece.data, first, part});
-      first += part;
-      left -= static_cast<int64_t>(part);
-    }
+    CopyRequest request{.chunks = chunks_between(first, whole, rows, memory->pieces(), Direction::kOut),
+                        .after = std::move(after),
+                        .keepalive = passage};
     memory = nullptr;
     request.done = [raw = passage.get()](const Status& status) {
       if (auto core = raw->core.lock()) core->copy_out_done(*raw, status);

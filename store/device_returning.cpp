@@ -2,6 +2,7 @@
 // copy that the compute stream, and no caller, waits for.
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +13,7 @@ namespace ebbtide {
 
 StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId stream) {
   DeviceTier& tier = *record.tier_;
+  const NvtxRange range(NvtxRange::Of::kUnpack, record.footprint_);
   bool squeezed = false;
   for (;;) {
     pump();
@@ -164,6 +166,7 @@ void StoreCore::copy_in(const CopyIn& order) {
   std::shared_ptr<HostCopy> memory;
   CopyJobPtr out;
   Bytes whole, before;
+  Rows rows;
   std::optional<uint64_t> fingerprint;  // none yet for what has not left wholly
   {
     std::lock_guard lock(mutex_);
@@ -174,7 +177,9 @@ void StoreCore::copy_in(const CopyIn& order) {
     fingerprint = record.fingerprint_;
     whole = record.resident_->bytes;
     before = record.begin_ - record.resident_->origin;
+    rows = record.rows_;
   }
+  const NvtxRange range(NvtxRange::Of::kReturn, memory->bytes());
   if (fingerprint && memory->fingerprint() != *fingerprint)
     return copy_in_refused(record, {FailureCode::kCorrupt, 0,
                                     "a saved tensor of " + to_string(record.bytes()) +
@@ -198,15 +203,11 @@ void StoreCore::copy_in(const CopyIn& order) {
     record.lower_.returning = passage;
     if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed
   }
-  CopyRequest request{.after = std::move(after).value(), .keepalive = passage};
-  std::byte* to = storage->data() + before.count();
-  int64_t left = (whole - before).count();
-  for (const IoPiece& piece : memory->pieces()) {
-    const size_t part = std::min(piece.bytes, static_cast<size_t>(left));
-    request.chunks.push_back({to, piece.data, part});
-    to += part;
-    left -= static_cast<int64_t>(part);
-  }
+  // To where they were: gaps are left as they come, for no view that this record serves reads them.
+  CopyRequest request{.chunks = chunks_between(storage->data() + before.count(), whole - before, rows, memory->pieces(),
+                                               Direction::kIn),
+                      .after = std::move(after).value(),
+                      .keepalive = passage};
   memory = nullptr;
   request.done = [raw = passage.get()](const Status& status) {
     if (auto core = raw->core.lock()) core->copy_in_done(*raw, status);
@@ -281,7 +282,7 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 }
 
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
-  auto memory = HostCopy::make(host_copy_objects_, *host_pool_, record->bytes(),
+  auto memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(),
                                urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool,
                                host_registrar_);
   if (!memory) {
@@ -296,7 +297,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                     " that comes back: lower host_budget"};
       } else {
         host_full_ = true;
-        host_wanted_ = record->bytes();
+        host_wanted_ = record->packed_bytes();
         size_t& next = Pass::of(record->pass_->next_, record->tier_->index);
         next = std::max<size_t>(next, record->slot_ + size_t{1});
       }

@@ -11,6 +11,7 @@
 #include <ebbtide/store/recipe.h>
 #include <ebbtide/store/record_state.h>
 #include <ebbtide/store/returned_memory.h>
+#include <ebbtide/store/rows.h>
 #include <ebbtide/transfer/device.h>
 #include <ebbtide/transfer/device_storage.h>
 
@@ -86,6 +87,7 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   uint32_t version_ = 0;
   Bytes begin_;  // of the bytes that its views touch, as an offset in the storage
   Bytes end_;
+  Rows rows_;          // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
   Bytes footprint_;    // of the whole storage, for statistics
   uint32_t slot_ = 0;  // its place in the pass's sequence: that of its latest pack
   bool unpacked_ = false;
@@ -110,7 +112,14 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   EventPtr packed_;  // its producer has run before this; null: none could be made at pack
   LowerCopy lower_;
 
+  /// In resident memory, gaps among them.
   Bytes bytes() const noexcept { return end_ - begin_; }
+  /// In host memory or on disk.
+  Bytes packed_bytes() const noexcept { return rows_.none() ? bytes() : rows_.bytes(); }
+  /// Whether a copy of the record has all bytes of a view that touches [begin, end), or `rows` of it.
+  bool holds(Bytes begin, Bytes end, const Rows& rows) const noexcept {
+    return begin_ <= begin && end <= end_ && (rows_.none() || rows_.hold(begin_, begin, end, rows));
+  }
 };
 
 }  // namespace ebbtide

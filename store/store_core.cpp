@@ -3,11 +3,12 @@
 #include <ebbtide/store/report.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <iterator>
+#include <optional>
 #include <utility>
 
 namespace ebbtide {
@@ -30,6 +31,8 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   bool wants_recipes = false;
   bool has_recipe = false;
   DeviceTier& tier = tier_of(view);
+  std::optional<NvtxRange> range;
+  if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
   EventPtr packed;
   if (!tier.link) {
     open_staging(std::nullopt);
@@ -52,14 +55,17 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     if (resident != nullptr) {
       for (Record* other : resident->records) {
         if (other->version_counter_ != view.version_counter || other->version_ != view.version) continue;
-        const bool inside = other->begin_ <= begin && end <= other->end_;
+        const bool inside = other->holds(begin, end, view.rows);
         if (!inside && other->state_ != RecordState::kResident)
           continue;  // its bytes are on their way: too late to widen it
         record = other->weak_from_this().lock();
         if (!record) continue;
-        if (!inside) record->packed_ = packed;
-        record->begin_ = std::min(record->begin_, begin);
-        record->end_ = std::max(record->end_, end);
+        if (!inside) {
+          record->packed_ = packed;
+          record->begin_ = std::min(record->begin_, begin);
+          record->end_ = std::max(record->end_, end);
+          record->rows_ = {};
+        }
         stats_.deduplicated.add(view.footprint);
         if (record->pass_ == pass) {
           pass->sequence_[record->slot_] = nullptr;
@@ -75,6 +81,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->version_ = view.version;
       record->begin_ = begin;
       record->end_ = end;
+      if (tier.link && view.rows.pay()) record->rows_ = view.rows;
       record->footprint_ = view.footprint;
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());

@@ -61,6 +61,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     const void* version_counter = nullptr;  ///< identity; kept alive by whoever keeps the record
     uint32_t version = 0;
     Bytes begin, end;  ///< first byte and one past the last that the view touches, as offsets in the storage
+    Rows rows;         ///< of an accelerator's view, from `begin` to `end`: only these are ever read through it
     Bytes footprint;   ///< of the whole storage
     int device = 0;    ///< see add_device
     /// The compute stream: the one that the storage was allocated for, and after whose present work its bytes are

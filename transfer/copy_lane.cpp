@@ -9,7 +9,7 @@ namespace {
 
 size_t total_bytes(const CopyChunks& chunks, size_t first) {
   size_t bytes = 0;
-  for (size_t i = first; i < chunks.size(); ++i) bytes += chunks[i].bytes;
+  for (size_t i = first; i < chunks.size(); ++i) bytes += chunks[i].total_bytes();
   return bytes;
 }
 
@@ -175,11 +175,11 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   size_t bytes = 0;
   for (; next < chunks_end && !broken; ++next) {
     const CopyChunk& chunk = request.chunks[next];
-    if (Status copied = device_.copy(chunk.to, chunk.from, chunk.bytes, direction_, stream_); !copied.ok()) {
+    if (Status copied = copy(chunk); !copied.ok()) {
       broken = copied.failure();
       break;
     }
-    bytes += chunk.bytes;
+    bytes += chunk.total_bytes();
   }
   // After a failed copy those before it run: the job's next turn is for the event after them.
   std::optional<Result<EventPtr>> event;
@@ -226,6 +226,12 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   return no_event;
 }
 
+Status CopyLane::copy(const CopyChunk& chunk) {
+  if (chunk.rows == 1) return device_.copy(chunk.to, chunk.from, chunk.bytes, direction_, stream_);
+  return device_.copy_rows(chunk.to, chunk.from, {chunk.bytes, chunk.rows, chunk.to_pitch, chunk.from_pitch},
+                           direction_, stream_);
+}
+
 // Calls what callers left to be called. Several threads may be in here, each with jobs of its own.
 void CopyLane::deliver(Lock& lock) {
   while (!ended_.empty()) {
@@ -248,7 +254,7 @@ size_t CopyLane::fitting_end_locked(const CopyJob& job) const {
   int64_t in_flight = stats_.in_flight.count();
   size_t end = job.next_chunk_;
   while (end < chunks.size()) {
-    const auto bytes = static_cast<int64_t>(chunks[end].bytes);
+    const auto bytes = static_cast<int64_t>(chunks[end].total_bytes());
     if (in_flight > 0 && in_flight + bytes > options_.max_in_flight.count()) break;
     in_flight += bytes;
     ++end;

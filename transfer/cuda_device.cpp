@@ -140,6 +140,30 @@ Status CudaDevice::copy(void* to, const void* from, size_t bytes, Direction dire
   });
 }
 
+Status CudaDevice::copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) {
+  if (rows.row_bytes == 0 || rows.count == 0) return success();
+  if (Status free = refuse_if_capturing(stream); !free.ok()) return free;
+  const bool out = direction == Direction::kOut;
+  CudaMemcpy2D copy;
+  copy.from_pitch = rows.from_pitch;
+  copy.to_pitch = rows.to_pitch;
+  copy.width = rows.row_bytes;
+  copy.height = rows.count;
+  if (out) {
+    copy.from_type = CudaMemoryType::kDevice;
+    copy.from_device = address(from);
+    copy.to_type = CudaMemoryType::kHost;
+    copy.to_host = to;
+  } else {
+    copy.from_type = CudaMemoryType::kHost;
+    copy.from_host = from;
+    copy.to_type = CudaMemoryType::kDevice;
+    copy.to_device = address(to);
+  }
+  return context_->run(out ? "Copying rows from the device" : "Copying rows to the device",
+                       [&](CudaApi& api) { return api.memcpy_2d_async(&copy, handle(stream)); });
+}
+
 Status CudaDevice::synchronize(const EventPtr& event) {
   const Result<CudaEvent> waited_for = handle_of(event);
   if (!waited_for) return waited_for.failure();

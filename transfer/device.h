@@ -31,6 +31,14 @@ constexpr bool means_lost(FailureCode code) noexcept {
   return code != FailureCode::kOverCapacity && code != FailureCode::kInvalid && code != FailureCode::kUnsupported;
 }
 
+/// Of one copy: `count` times `row_bytes`, each row so many bytes after the one before it. Pitches are at least a row.
+struct CopyRows {
+  size_t row_bytes = 0;
+  size_t count = 0;
+  size_t to_pitch = 0;
+  size_t from_pitch = 0;
+};
+
 struct DeviceMemory {
   Bytes free;
   Bytes total;
@@ -69,6 +77,8 @@ class Device {
   virtual Result<bool> passed(const EventPtr& event) = 0;
   /// Enqueues a copy. Host memory should be registered, or the copy may be synchronous.
   virtual Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) = 0;
+  /// Enqueues a copy of rows with gaps between them: all of it, or, where it fails, nothing.
+  virtual Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) = 0;
   /// Blocks until `event` has passed. For close() and tests only.
   virtual Status synchronize(const EventPtr& event) = 0;
 

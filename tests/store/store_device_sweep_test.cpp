@@ -126,8 +126,9 @@ class RandomTraining {
       const size_t bytes = (4096 + random_() % (largest_ - 4096)) / 16 * 16;
       {
         const DeviceTensor tensor = trainer.make(content, bytes);
-        live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content));
-        if (random_() % 4 == 0) live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content));
+        live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content, part_of(bytes)));
+        while (random_() % 3 == 0)  // another of the same bytes, of some of them, of those between them
+          live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content, part_of(bytes)));
         if (random_() % 5 == 0) elsewhere.push_back(tensor);
       }
       if (random_() % 6 == 0) elsewhere.clear();
@@ -137,6 +138,17 @@ class RandomTraining {
     core_->scope_ended(live.pass);
     check_budgets();
     return live;
+  }
+
+  /// All of a tensor, a run, or rows of it. Few shapes, so that they meet again.
+  DeviceTrainer::Part part_of(size_t bytes) {
+    if (random_() % 2 == 0) return {.bytes = bytes};
+    const size_t row = 512 << random_() % 2, pitch = row * (2 + random_() % 2);
+    const size_t begin = 512 * (random_() % 4), rows = random_() % 5;
+    const size_t all = bytes < begin + row ? 0 : (bytes - begin - row) / pitch + 1;
+    if (all < 2) return {.bytes = bytes};
+    if (rows == 0) return {.begin = begin, .bytes = row};
+    return {.begin = begin, .bytes = row, .pitch = pitch, .rows = rows == 1 ? (all + 1) / 2 : all};
   }
 
   void use(Live& live, size_t index) {

@@ -68,6 +68,7 @@ class ChaosDevice final : public Device {
   Status wait(StreamId stream, const EventPtr& event) override;
   Result<bool> passed(const EventPtr& event) override;
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
   Status register_host(void* data, size_t bytes) override;
   void unregister_host(void* data, size_t bytes) noexcept override;

@@ -47,6 +47,10 @@ class MutantDevice final : public Device {
     if (direction == Direction::kOut) host_memory_ = static_cast<std::byte*>(to);
     return device_->copy(to, from, bytes, direction, stream);
   }
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override {
+    if (direction == Direction::kOut) host_memory_ = static_cast<std::byte*>(to);
+    return device_->copy_rows(to, from, rows, direction, stream);
+  }
   Status synchronize(const EventPtr& event) override { return device_->synchronize(event); }
   Result<EventPtr> record_timed(StreamId stream) override { return device_->record_timed(stream); }
   Result<double> seconds_between(const EventPtr& begin, const EventPtr& end) override {

@@ -195,6 +195,25 @@ TEST_F(CopyLaneTest, AJobWithoutBytesStillHasAnEvent) {
   EXPECT_EQ(job->state(), CopyState::kPassed);
 }
 
+TEST_F(CopyLaneTest, RowsAreOneChunkOfTheirBytes) {
+  constexpr size_t kRow = kChunk / 2, kPitch = kChunk, kRows = 4;
+  const auto memory = device_.allocate(kPitch * kRows, compute_, "strided").value();
+  std::vector<std::byte> host(kRow * kRows);
+  for (size_t i = 0; i < host.size(); ++i) host[i] = std::byte(i / kRow + 1);
+  CopyRequest rows{.after = device_.record(compute_).value()};
+  rows.chunks.push_back({memory.get(), host.data(), kRow, kRows, kPitch, kRow});
+  const CopyJobPtr job = lane_.submit(std::move(rows));
+  EXPECT_EQ(lane_.stats().in_flight, Bytes(kRow * kRows));
+  let_pass();
+  EXPECT_EQ(job->state(), CopyState::kPassed);
+  EXPECT_EQ(lane_.stats().copied, Bytes(kRow * kRows));
+  for (size_t row = 0; row < kRows; ++row) {
+    EXPECT_EQ(memory.get()[row * kPitch + kRow - 1], std::byte(row + 1));
+    EXPECT_EQ(memory.get()[row * kPitch + kRow], ChaosDevice::kPoison) << "the gap";
+  }
+  EXPECT_TRUE(device_.wait(compute_, job->event()));  // which frees the memory
+}
+
 TEST_F(CopyLaneTest, CancelWithdrawsAQueuedJobAtOnce) {
   submit("first", 4);
   const CopyJobPtr queued = submit("queued", 1);

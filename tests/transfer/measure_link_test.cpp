@@ -52,6 +52,9 @@ class PacedLink final : public Device {
     ++copies_;
     return success();
   }
+  Status copy_rows(void*, const void*, const CopyRows&, Direction, StreamId) override {
+    return Failure{FailureCode::kUnsupported, 0, "not paced"};
+  }
   Status synchronize(const EventPtr&) override { return success(); }
   Result<EventPtr> record_timed(StreamId stream) override {
     return times_ ? record(stream) : Device::record_timed(stream);
