@@ -51,6 +51,10 @@ const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const Pa
   return nullptr;
 }
 
+bool is_plain(const at::Tensor& tensor) {
+  return tensor.defined() && why_kind(tensor) == nullptr;
+}
+
 Bytes storage_footprint(const at::Tensor& tensor) {
   if (why_kind(tensor) != nullptr) return Bytes(0);
   return Bytes(static_cast<int64_t>(tensor.storage().unsafeGetStorageImpl()->nbytes()));

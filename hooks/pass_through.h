@@ -13,6 +13,9 @@ namespace ebbtide {
 const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters,
                              const Accelerators& accelerators);
 
+/// Strided, with a storage, and of none of the kinds whose storage or ops are somebody else's business.
+bool is_plain(const at::Tensor& tensor);
+
 /// The storage's size in bytes; 0 for kinds that have none.
 Bytes storage_footprint(const at::Tensor& tensor);
 

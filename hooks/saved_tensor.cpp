@@ -109,31 +109,23 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   record_ = std::move(packed.record);
   view_.shift(packed.origin);
   if (!on_host) note_current_stream(storage);
+  if (!packed.wants_recipes) return;
+  const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_};
+  hooks.recipes.packed(core, result, packed.has_recipe);
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {
   check_version();
   if (passed_through_.defined()) return passed_through_;
   announce_backward();
-  return translated([&] { return unpack_record(); });
-}
-
-at::Tensor SavedTensor::unpack_record() {
-  StoreCore& core = record_->core();
-  const c10::Device device = view_.device();
-  const StoreCore::Unpacked unpacked = core.unpack(*record_, device.is_cpu() ? kHostStream : current_stream(device));
-  if (unpacked.burst) {
-    const auto node = torch::autograd::get_current_node();
-    core.note_burst(*record_, node ? node->name() : std::string());
-  }
-  auto storage = std::static_pointer_cast<TorchStorage>(unpacked.storage);
-  if (!storage)
-    storage = std::static_pointer_cast<TorchStorage>(
-        core.adopt(*record_, unpacked.memory, TorchStorage::over(unpacked.memory)));
-  if (unpacked.of_another_stream) note_current_stream(storage->storage());
+  const StorageOfRecord found = translated([&] { return storage_of(*record_, view_.device()); });
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
-  return view_.over(storage->storage(), unpacked.origin, version_);
+  return view_.over(found.storage->storage(), found.origin, version_);
+}
+
+Operand SavedTensor::operand() const {
+  return {.record = record_, .view = view_, .version = version_, .saved_version = saved_version_};
 }
 
 void SavedTensor::announce_backward() {
@@ -155,7 +147,7 @@ std::string SavedTensor::producer() const {
 }
 
 void SavedTensor::check_version() const {
-  if (!version_.enabled() || version_.current_version() == saved_version_) return;
+  if (unchanged()) return;
   // In torch's words (torch/csrc/autograd/saved_variable.cpp), which does not compare versions itself where there are
   // hooks.
   std::ostringstream message;

@@ -1,6 +1,7 @@
 // One tensor that a node of the graph saved.
 #pragma once
 
+#include <ebbtide/hooks/recipe.h>
 #include <ebbtide/hooks/scope.h>
 #include <ebbtide/hooks/view_of_storage.h>
 #include <ebbtide/pinned_pool/export.h>
@@ -30,8 +31,16 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   /// Errors: what PyTorch raises for a tensor that was written to after it was saved; SpillError, DeviceError, CorruptTensor.
   at::Tensor call_unpack_hook() override;
 
+  // What recipes look at.
+  /// Null for what is passed through.
+  const std::shared_ptr<Record>& record() const noexcept { return record_; }
+  const at::Tensor& passed_through() const noexcept { return passed_through_; }
+  /// REQUIRES: a record.
+  Operand operand() const;
+  /// Whether nobody has written to the tensor since it was saved.
+  bool unchanged() const noexcept { return !version_.enabled() || version_.current_version() == saved_version_; }
+
  private:
-  at::Tensor unpack_record();
   void announce_backward();
   void check_version() const;
   std::string producer() const;

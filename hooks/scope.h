@@ -3,6 +3,7 @@
 
 #include <ebbtide/hooks/accelerators.h>
 #include <ebbtide/hooks/parameter_registry.h>
+#include <ebbtide/hooks/recipe_book.h>
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/pass.h>
 #include <ebbtide/store/store_core.h>
@@ -16,6 +17,7 @@ namespace ebbtide {
 struct HooksOfStore {
   ParameterRegistry parameters;  ///< that the store was told of
   Accelerators accelerators;
+  RecipeBook recipes;
 };
 EBBTIDE_API std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core);
 

@@ -71,6 +71,15 @@ void ViewOfStorage::shift(Bytes bytes) noexcept {
   offset_ += bytes.count() / static_cast<int64_t>(dtype_.itemsize());
 }
 
+bool ViewOfStorage::same_layout(const ViewOfStorage& other) const noexcept {
+  if (offset_ != other.offset_ || dtype_ != other.dtype_ || device_ != other.device_ ||
+      conjugate_ != other.conjugate_ || negative_ != other.negative_ || sizes() != other.sizes())
+    return false;
+  for (size_t i = 0; i < sizes().size(); ++i)
+    if (sizes()[i] != 1 && strides()[i] != other.strides()[i]) return false;
+  return true;
+}
+
 at::Tensor ViewOfStorage::over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const {
   const c10::DispatchKeySet keys(c10::computeDispatchKey(c10::typeMetaToScalarType(dtype_), c10::kStrided, device_));
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), keys, dtype_);

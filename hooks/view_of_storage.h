@@ -33,9 +33,14 @@ class ViewOfStorage {
   /// plain tensor without autograd metadata; in-place writes to it count on `version`.
   at::Tensor over(const c10::Storage& storage, Bytes origin, const c10::VariableVersion& version) const;
 
+  /// The same elements in the same order at the same place.
+  bool same_layout(const ViewOfStorage& other) const noexcept;
+
   const caffe2::TypeMeta& dtype() const noexcept { return dtype_; }
   c10::Device device() const noexcept { return device_; }
   c10::IntArrayRef sizes() const noexcept { return sizes_and_strides_.sizes_arrayref(); }
+  c10::IntArrayRef strides() const noexcept { return sizes_and_strides_.strides_arrayref(); }
+  int64_t offset() const noexcept { return offset_; }  ///< elements
 
  private:
   c10::impl::SizesAndStrides sizes_and_strides_;

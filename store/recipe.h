@@ -19,9 +19,10 @@ class Record;
 /// they may be redone themselves. Dropped without the store's lock.
 class EBBTIDE_API Recipe {
  public:
-  /// `begin` and `end`: which bytes of the storage that was saved a redo makes.
-  Recipe(std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end)
-      : inputs_(std::move(inputs)), begin_(begin), end_(end) {}
+  /// `op`: what is redone, in the report; a literal. `begin` and `end`: which bytes of the storage that was saved a redo
+  /// makes.
+  Recipe(const char* op, std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end)
+      : op_(op), inputs_(std::move(inputs)), begin_(begin), end_(end) {}
   virtual ~Recipe() = default;
   Recipe(const Recipe&) = delete;
   Recipe& operator=(const Recipe&) = delete;
@@ -30,11 +31,13 @@ class EBBTIDE_API Recipe {
   /// Threads: any, under the store's lock: it may compare version counters, and no more.
   virtual bool inputs_unchanged() const noexcept = 0;
 
+  const char* op() const noexcept { return op_; }
   const std::vector<std::shared_ptr<Record>>& inputs() const noexcept { return inputs_; }
   Bytes begin() const noexcept { return begin_; }
   Bytes end() const noexcept { return end_; }
 
  private:
+  const char* const op_;
   const std::vector<std::shared_ptr<Record>> inputs_;
   const Bytes begin_;
   const Bytes end_;

@@ -33,6 +33,11 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   place_locked(*record.resident_);
 }
 
+void StoreCore::note_unequal_redo(const char* op) {
+  std::lock_guard lock(mutex_);
+  ++unequal_redos_[op];
+}
+
 int StoreCore::depth_locked(const Record& record) noexcept {
   int depth = 0;
   if (record.recipe_)

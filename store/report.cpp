@@ -43,6 +43,12 @@ std::string burst_text(const DeviceStats& device) {
          budget + ".\n";
 }
 
+std::vector<std::pair<std::string, Count>> by_bytes(const std::map<std::string, Count>& counts) {
+  std::vector<std::pair<std::string, Count>> sorted(counts.begin(), counts.end());
+  std::ranges::sort(sorted, [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+  return sorted;
+}
+
 std::string link_line(const char* name, const LinkStats& link) {
   const double gib = static_cast<double>(link.bytes.count()) / (1 << 30);
   return line("  %-24s %12s %10.2f s %8.2f GiB/s", name, to_string(link.bytes).c_str(), link.busy_s,
@@ -77,13 +83,14 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   text += count_line("  offloaded", stats.offloaded);
   text += count_line("  spilled", stats.spilled);
   text += count_line("  recomputed", stats.recomputed);
+  for (const auto& [op, count] : by_bytes(stats.recomputed_ops)) text += count_line(("    " + op).c_str(), count);
   text += count_line("another view of a record", stats.deduplicated);
   text += count_line("passed through", stats.passed_through);
-  std::vector<std::pair<std::string, Count>> reasons(stats.passed_through_reasons.begin(),
-                                                     stats.passed_through_reasons.end());
-  std::sort(reasons.begin(), reasons.end(),
-            [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
-  for (const auto& [reason, count] : reasons) text += count_line(("  " + reason).c_str(), count);
+  for (const auto& [reason, count] : by_bytes(stats.passed_through_reasons))
+    text += count_line(("  " + reason).c_str(), count);
+  for (const auto& [op, sites] : stats.unequal_redos)
+    text += line("%s: %lld call sites give other bits when run again, and are stored", op.c_str(),
+                 static_cast<long long>(sites));
 
   if (stats.d2h.bytes > Bytes(0)) {
     text += line("%-26s %12s %12s %14s", "device link", "bytes", "busy", "speed");

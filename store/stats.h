@@ -63,6 +63,9 @@ struct Stats {
   // What became of each record, counted when it dies: disjoint, and summing to `saved` once its pass is over.
   Count kept, offloaded, spilled, recomputed;
 
+  std::map<std::string, Count> recomputed_ops;   ///< what was computed again, by the op that made it
+  std::map<std::string, int64_t> unequal_redos;  ///< call sites whose redo gives other bits, by op: they keep bytes
+
   double stall_s = 0;  ///< seconds that callers waited for a transfer
   double recompute_s = 0;
   LinkStats d2h, h2d, disk_write, disk_read;

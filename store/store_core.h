@@ -93,6 +93,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// REQUIRES: the recipe was seen to make these very bytes; all inputs are of the record's device.
   void offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe);
   static constexpr int kDeepestRecipe = 6;
+  /// A redo of this op made other bytes than the op had: its call site keeps bytes for good, and the report says so.
+  void note_unequal_redo(const char* op);
 
   /// What unpack hands out: a storage that lives, or memory that the caller lays a storage over and offers to adopt(),
   /// or a recipe that the caller runs, on `stream`, and whose result it offers to redone().
@@ -310,6 +312,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::shared_ptr<void> extension_;
   Stats stats_;  // the counters; tiers and links are read when asked
   std::map<const char*, Count> passed_through_;
+  std::map<const char*, Count> recomputed_ops_;
+  std::map<const char*, int64_t> unequal_redos_;
   PassStats last_pass_;
 
   // The host tier.

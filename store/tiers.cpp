@@ -173,6 +173,8 @@ Stats StoreCore::stats() const {
     stats = stats_;
     stats.host.budget_bytes = staging_budget_ + host_budget_;
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
+    for (const auto& [op, count] : recomputed_ops_) stats.recomputed_ops[op] = count;
+    for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;
     for (const DeviceTier& tier : tiers_) {
       stats.devices.push_back({{tier.held(), tier.peak(), tier.budget},
                                tier.device->name(),

@@ -90,6 +90,11 @@ py::dict to_dict(const Stats& stats) {
   py::dict reasons;
   for (const auto& [reason, count] : stats.passed_through_reasons) reasons[py::str(reason)] = to_dict(count);
   result["passed_through_reasons"] = reasons;
+  py::dict ops, unequal;
+  for (const auto& [op, count] : stats.recomputed_ops) ops[py::str(op)] = to_dict(count);
+  for (const auto& [op, sites] : stats.unequal_redos) unequal[py::str(op)] = sites;
+  result["recomputed_ops"] = ops;
+  result["unequal_redos"] = unequal;
   result["stall_s"] = stats.stall_s;
   result["recompute_s"] = stats.recompute_s;
   result["d2h"] = to_dict(stats.d2h);

@@ -79,7 +79,8 @@ inline std::shared_ptr<Record> pack(StoreCore& core, std::shared_ptr<Pass>& pass
 
 class FakeRecipe : public Recipe {
  public:
-  using Recipe::Recipe;
+  FakeRecipe(std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end)
+      : Recipe("fake", std::move(inputs), begin, end) {}
   virtual Memory run(StoreCore& core) const = 0;
 };
 

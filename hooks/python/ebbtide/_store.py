@@ -40,6 +40,8 @@ class Store:
         spill_to: a folder on a disk, or several, striped over.
         spill_budget: bytes on disk. Default: 90% of the free space.
         min_bytes: smaller tensors stay. Default: 64 KiB; at least 4 KiB.
+        recompute: what an op made that is cheap to run again (activation functions, norms, casts, pointwise products) is computed again where the budget
+            needs its memory (default True).
         verify: compare each returned tensor with a fingerprint taken when it left.
         checksum: checksums on the spill tier (default True).
 

@@ -1,0 +1,105 @@
+#include <ebbtide/hooks/accelerators.h>
+#include <ebbtide/hooks/recipe.h>
+#include <ebbtide/hooks/redo_environment.h>
+#include <ebbtide/store/error.h>
+#include <ebbtide/store/store_core.h>
+
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+void for_each_record(const Step& step, const std::function<void(const Operand&)>& visit) {
+  for (const Operand& operand : step.operands) {
+    if (operand.record) visit(operand);
+    if (operand.step) for_each_record(*operand.step, visit);
+  }
+}
+
+std::vector<std::shared_ptr<Record>> records_of(const Step& step) {
+  std::vector<std::shared_ptr<Record>> records;
+  for_each_record(step, [&](const Operand& operand) {
+    if (std::ranges::find(records, operand.record) == records.end()) records.push_back(operand.record);
+  });
+  return records;
+}
+
+bool unchanged(const Operand& operand) noexcept {
+  return !operand.version.enabled() || operand.version.current_version() == operand.saved_version;
+}
+
+at::Tensor run_step(const Step& step) {
+  std::vector<at::Tensor> values;
+  values.reserve(step.operands.size());
+  for (const Operand& operand : step.operands) values.push_back(value_of(operand));
+  return step.redo(values);
+}
+
+/// Seconds that this thread spent in redos that others asked for as their inputs: counted once.
+thread_local double spent_within = 0;
+
+}  // namespace
+
+TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin)
+    : Recipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes()))),
+      step_(std::move(step)),
+      result_(result),
+      threads_(at::get_num_threads()) {}
+
+bool TorchRecipe::inputs_unchanged() const noexcept {
+  bool all = true;
+  for_each_record(step_, [&](const Operand& operand) { all &= unchanged(operand); });
+  return all;
+}
+
+std::shared_ptr<TorchStorage> TorchRecipe::run() const {
+  // They were when the bytes were let go of, and nobody else held them then: a backward wrote to what it unpacked.
+  TORCH_CHECK(inputs_unchanged(), "ebbtide: a tensor that was saved for the backward was modified by an inplace ",
+              "operation in the backward, and ", step_.op, " cannot be computed again from it. ",
+              "Open the store with recompute=False for this model.");
+  const RedoEnvironment environment(result_.device(), threads_);
+  const at::Tensor made = run_step(step_);
+  if (!ViewOfStorage(made).same_layout(result_) || made.storage().use_count() != 1)
+    throw CorruptTensor(std::string("a saved tensor that ") + step_.op + " made came out in another layout this time");
+  return std::make_shared<TorchStorage>(made.storage());
+}
+
+at::Tensor value_of(const Operand& operand) {
+  if (operand.step) return run_step(*operand.step);
+  if (!operand.record) return operand.copy;
+  const StorageOfRecord found = storage_of(*operand.record, operand.view.device());
+  return operand.view.over(found.storage->storage(), found.origin, operand.version);
+}
+
+StorageOfRecord storage_of(Record& record, c10::Device device) {
+  StoreCore& core = record.core();
+  const StreamId stream = device.is_cpu() ? kHostStream : current_stream(device);
+  const StoreCore::Unpacked unpacked = core.unpack(record, stream);
+  if (unpacked.burst) {
+    const auto node = torch::autograd::get_current_node();
+    core.note_burst(record, node ? node->name() : std::string());
+  }
+  std::shared_ptr<DeviceStorage> storage = unpacked.storage;
+  if (unpacked.recipe) {
+    const double before = std::exchange(spent_within, 0);
+    const auto began = std::chrono::steady_clock::now();
+    auto made = static_cast<const TorchRecipe&>(*unpacked.recipe).run();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    storage = core.redone(record, std::move(made), stream, seconds - spent_within);
+    spent_within = before + seconds;
+    return {std::static_pointer_cast<TorchStorage>(storage), unpacked.recipe->begin()};
+  }
+  if (!storage) storage = core.adopt(record, unpacked.memory, TorchStorage::over(unpacked.memory));
+  auto found = std::static_pointer_cast<TorchStorage>(std::move(storage));
+  if (unpacked.of_another_stream) note_current_stream(found->storage());
+  return {std::move(found), unpacked.origin};
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,135 @@
+#include <ebbtide/hooks/pass_through.h>
+#include <ebbtide/hooks/recipe_book.h>
+#include <ebbtide/hooks/recipe_search.h>
+#include <ebbtide/hooks/recipe_table.h>
+#include <ebbtide/hooks/redo_environment.h>
+
+#include <ATen/ops/any.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ne.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+/// The op's result that fills the storage of what was packed (a matmul's operand is a view of it, nearly always);
+/// undefined where there is none. An in-place op has overwritten what it read: version 0 alone is an op's result.
+at::Tensor result_behind(const RecipeBook::Packed& packed) {
+  if (packed.version != 0) return {};
+  const at::Tensor result = packed.tensor.is_view() ? at::Tensor(packed.tensor._base()) : packed.tensor;
+  if (!result.grad_fn() || result.output_nr() != 0 || !is_plain(result)) return {};
+  if (result.is_complex() || result.is_conj() || result.is_neg()) return {};
+  if (result.storage_offset() != 0 || !result.is_non_overlapping_and_dense() ||
+      result.nbytes() != result.storage().nbytes())
+    return {};
+  return result;
+}
+
+at::Tensor all_bytes(const c10::Storage& storage) {
+  return at::empty({0}, at::TensorOptions(storage.device()).dtype(at::kByte))
+      .set_(storage, 0, {static_cast<int64_t>(storage.nbytes())});
+}
+
+}  // namespace
+
+RecipeBook::Result RecipeBook::Result::of(const torch::autograd::Node& node, uint32_t output) {
+  return {node.thread_id(), node.sequence_nr(), output};
+}
+
+std::optional<Operand> RecipeBook::find(const Result& result) const {
+  std::lock_guard lock(mutex_);
+  const auto found = holders_.find(result);
+  if (found == holders_.end()) return std::nullopt;
+  const Holder& holder = found->second;
+  if (holder.version.current_version() != 0) return std::nullopt;
+  Operand operand{.record = holder.record.lock(), .view = holder.view, .version = holder.version};
+  return operand.record ? std::optional(std::move(operand)) : std::nullopt;
+}
+
+/// REQUIRES: version 0, with a counter.
+void RecipeBook::note(const Packed& packed) {
+  const auto enter = [&](const at::Tensor& tensor, const ViewOfStorage& view) {
+    if (const auto& node = tensor.grad_fn())
+      holders_.insert_or_assign(Result::of(*node, tensor.output_nr()),
+                                Holder{packed.record, view, tensor.unsafeGetTensorImpl()->version_counter()});
+  };
+  std::lock_guard lock(mutex_);
+  enter(packed.tensor, packed.view);
+  if (packed.tensor.is_view()) {
+    const at::Tensor base(packed.tensor._base());
+    ViewOfStorage whole(base);
+    whole.shift(packed.origin);
+    if (packed.view.begin() <= whole.begin() && whole.end() <= packed.view.end()) enter(base, whole);
+  }
+  if (holders_.size() < prune_at_) return;
+  std::erase_if(holders_, [](const auto& entry) { return entry.second.record.expired(); });
+  prune_at_ = std::max(kLeastToPrune, 2 * holders_.size());
+}
+
+void RecipeBook::packed(StoreCore& core, const Packed& packed, bool has_recipe) {
+  if (packed.version == 0 && packed.tensor.unsafeGetTensorImpl()->version_counter().enabled()) note(packed);
+  if (has_recipe) return;
+  const at::Tensor result = result_behind(packed);
+  if (!result.defined()) return;
+  const auto node = result.grad_fn();
+  if (recipe_row(*node) == nullptr || recipe_row(*node)->is_view) return;
+  const RedoEnvironment environment(result.device(), at::get_num_threads());
+  RecipeSearch search(*this, result);
+  std::optional<Step> step = search.run();
+  if (!step) return;
+  auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin);
+  if (judge(core, packed, result, *recipe, search.site(), !search.sound()) == Verdict::kEqual)
+    core.offer_recipe(*packed.record, std::move(recipe));
+}
+
+/// `every_time`: that it was equal at this site before says nothing.
+RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, const at::Tensor& result,
+                                      const TorchRecipe& recipe, const std::string& site, bool every_time) {
+  const bool on_host = result.device().is_cpu();
+  std::optional<Pending> pending;
+  {
+    std::lock_guard lock(mutex_);
+    if (sites_.size() >= kMostSites) sites_.clear();  // shapes that never come back
+    Site& known = sites_[site];
+    if (known.verdict == Verdict::kUnequal || (every_time && !on_host)) return Verdict::kUnequal;
+    if (known.verdict == Verdict::kEqual && !every_time) return Verdict::kEqual;
+    if (known.pending) {
+      if (known.pending->pass.lock() == packed.record->shared_pass()) return Verdict::kNotYet;
+      pending = std::exchange(known.pending, std::nullopt);
+    }
+  }
+  Verdict verdict = Verdict::kUnequal;
+  try {
+    if (pending) {
+      const c10::StreamGuard stream(pending->stream);
+      if (!pending->differs.item<bool>()) verdict = Verdict::kEqual;
+    } else {
+      const auto made = recipe.run();
+      const c10::Storage& saved = result.storage();
+      if (made->storage().nbytes() == saved.nbytes()) {
+        if (!on_host) {
+          const at::Tensor differs = at::any(at::ne(all_bytes(made->storage()), all_bytes(saved)));
+          const c10::Stream stream = c10::impl::VirtualGuardImpl(result.device().type()).getStream(result.device());
+          std::lock_guard lock(mutex_);
+          sites_[site].pending = Pending{differs, stream, packed.record->shared_pass()};
+          return Verdict::kNotYet;
+        }
+        if (std::memcmp(made->storage().data(), saved.data(), saved.nbytes()) == 0) verdict = Verdict::kEqual;
+      }
+    }
+  } catch (const std::exception&) {
+    // What cannot be redone now is no recipe.
+  }
+  if (verdict == Verdict::kUnequal) core.note_unequal_redo(recipe.op());
+  std::lock_guard lock(mutex_);
+  sites_[site].verdict = verdict;
+  return verdict;
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,82 @@
+// How the recipe of a saved tensor is found while it is packed.
+#pragma once
+
+#include <ebbtide/hooks/recipe.h>
+#include <ebbtide/hooks/view_of_storage.h>
+#include <ebbtide/store/store_core.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Stream.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+namespace ebbtide {
+
+/// Which record holds which node's result, and which call sites were seen to give the same bits again. One a store.
+///
+/// Recipes rest on records, never on nodes: a node that saves its own result would keep itself alive, and what another
+/// backward has released could not be read again.
+/// Threads: all methods from any.
+class RecipeBook {
+ public:
+  struct Packed {
+    const at::Tensor& tensor;
+    const std::shared_ptr<Record>& record;
+    const ViewOfStorage& view;  ///< of the record's storage
+    Bytes origin;               ///< as StoreCore::Packed::origin
+    uint32_t version = 0;
+  };
+  /// Takes note of whose result was packed, and offers its recipe to the store if it has one.
+  void packed(StoreCore& core, const Packed& packed, bool has_recipe);
+
+  /// A node's result. No address: those are used again at once.
+  struct Result {
+    uint64_t thread = 0;
+    uint64_t sequence = 0;  ///< unique on the thread
+    uint32_t output = 0;
+    auto operator<=>(const Result&) const = default;
+    static Result of(const torch::autograd::Node& node, uint32_t output);
+  };
+  /// The record of a result that nobody has written to since it was made; none where it is not known.
+  std::optional<Operand> find(const Result& result) const;
+
+ private:
+  struct Holder {
+    std::weak_ptr<Record> record;
+    ViewOfStorage view;
+    c10::VariableVersion version;
+  };
+  enum class Verdict { kEqual, kUnequal, kNotYet };
+  /// A comparison that a device has not been asked about yet.
+  struct Pending {
+    at::Tensor differs;
+    c10::Stream stream;
+    std::weak_ptr<Pass> pass;
+  };
+  struct Site {
+    Verdict verdict = Verdict::kNotYet;
+    std::optional<Pending> pending;
+  };
+
+  void note(const Packed& packed);
+  Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, const TorchRecipe& recipe,
+                const std::string& site, bool every_time);
+
+  static constexpr size_t kLeastToPrune = 1024;
+  static constexpr size_t kMostSites = 8192;
+
+  mutable std::mutex mutex_;
+  std::map<Result, Holder> holders_;
+  size_t prune_at_ = kLeastToPrune;
+  std::unordered_map<std::string, Site> sites_;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,215 @@
+#include <ebbtide/hooks/pass_through.h>
+#include <ebbtide/hooks/recipe_search.h>
+#include <ebbtide/hooks/saved_tensor.h>
+
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace ebbtide {
+namespace {
+
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+
+// torch has no accessor for either. An explicit instantiation may name a member that is not public, and a change of the
+// member fails to compile.
+template <auto kMember>
+struct HooksOf {
+  friend const torch::autograd::SavedVariableHooks* hooks_in(const SavedVariable& variable) {
+    return (variable.*kMember).get();
+  }
+};
+template struct HooksOf<&SavedVariable::hooks_>;
+const torch::autograd::SavedVariableHooks* hooks_in(const SavedVariable& variable);
+
+template <auto kMember>
+struct MutexOf {
+  friend std::mutex& mutex_in(Node& node) { return node.*kMember; }
+};
+template struct MutexOf<&Node::mutex_>;
+std::mutex& mutex_in(Node& node);
+
+bool is_number(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.unsafeGetTensorImpl()->is_wrapped_number();
+}
+
+}  // namespace
+
+/// One op of the search.
+class RecipeSearch::Level final : public Ingredients {
+ public:
+  Level(RecipeSearch& search, Node& node, std::optional<at::IntArrayRef> strides, int depth)
+      : search_(search), node_(node), strides_(strides), depth_(depth) {
+    const auto& metadata = node.input_metadata(0);
+    dtype_ = c10::typeMetaToScalarType(metadata.dtype());
+    device_ = metadata.device();
+    for (const c10::SymInt& size : metadata.shape_as_dim_vector()) {
+      if (size.is_symbolic())
+        refused_ = true;
+      else
+        sizes_.push_back(size.expect_int());
+    }
+    if (metadata.is_tensor_subclass() || metadata.is_nested_tensor() || device_ != search.result_.device()) refuse();
+    note_geometry(sizes_, dtype_);
+  }
+
+  void saved(const SavedVariable& variable, size_t edge) override {
+    if (refused_) return;
+    Operand operand;
+    switch (peek(variable, operand)) {
+      case Found::kYes:
+        return take(std::move(operand));
+      case Found::kNowhere:
+        return input(edge);
+      case Found::kUnusable:
+        return refuse();
+    }
+  }
+  void saved_or_none(const SavedVariable& variable) override {
+    if (refused_) return;
+    Operand operand;
+    const Found found = peek(variable, operand);
+    if (found == Found::kUnusable) return refuse();
+    take(std::move(operand));
+  }
+  void input(size_t edge) override {
+    if (refused_) return;
+    if (auto operand = follow(edge))
+      take(std::move(*operand));
+    else
+      refuse();
+  }
+  void input_or_none(size_t edge) override {
+    if (edge < node_.num_outputs() && node_.next_edge(edge).is_valid()) return input(edge);
+    if (!refused_) take({});
+  }
+  void refuse() override { refused_ = true; }
+
+  at::Tensor value(size_t operand) override { return refused_ ? at::Tensor() : value_of(operands_.at(operand)); }
+  at::IntArrayRef sizes() const override { return sizes_; }
+  c10::ScalarType dtype() const override { return dtype_; }
+  c10::Device device() const override { return device_; }
+  std::optional<at::IntArrayRef> strides() const override { return strides_; }
+
+  bool refused() const noexcept { return refused_; }
+  std::vector<Operand>& operands() noexcept { return operands_; }
+
+ protected:
+  void note(std::string_view bytes) override {
+    search_.site_.append(bytes);
+    search_.site_.push_back('\0');
+  }
+
+ private:
+  enum class Found { kYes, kNowhere, kUnusable };
+
+  void note_geometry(at::IntArrayRef numbers, c10::ScalarType dtype) {
+    note({reinterpret_cast<const char*>(&dtype), sizeof dtype});
+    note({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(int64_t)});
+  }
+
+  void take(Operand operand) {
+    if (operand.record) {
+      scalar('R');
+      note_geometry(operand.view.sizes(), c10::typeMetaToScalarType(operand.view.dtype()));
+      note_geometry(operand.view.strides(), dtype_);
+      scalar(operand.view.offset());
+    } else if (operand.copy.defined()) {
+      scalar('C');
+      scalar(is_number(operand.copy));
+      note_geometry(operand.copy.sizes(), operand.copy.scalar_type());
+      note_geometry(operand.copy.strides(), dtype_);
+    } else {
+      scalar(operand.step ? 'S' : 'N');
+    }
+    operands_.push_back(std::move(operand));
+  }
+
+  Found peek(const SavedVariable& variable, Operand& operand) {
+    const auto* hooks = hooks_in(variable);
+    if (hooks == nullptr) {
+      const std::optional<at::Tensor> raw = variable.get_raw_data();
+      if (!raw || !raw->defined()) return Found::kNowhere;
+      if (!is_number(*raw)) return Found::kUnusable;
+      operand.copy = *raw;
+      return Found::kYes;
+    }
+    const auto* saved = dynamic_cast<const SavedTensor*>(hooks);
+    if (saved == nullptr || !saved->unchanged()) return Found::kUnusable;
+    if (saved->record()) {
+      operand = saved->operand();
+      return Found::kYes;
+    }
+    return copy(saved->passed_through(), operand) ? Found::kYes : Found::kUnusable;
+  }
+
+  /// A small tensor may change before the redo: the recipe reads a copy.
+  bool copy(const at::Tensor& tensor, Operand& operand) const {
+    if (!is_plain(tensor) || tensor.device() != device_ || tensor.is_complex()) return false;
+    if (static_cast<int64_t>(tensor.nbytes()) > search_.largest_copy_.count()) return false;
+    operand.copy = tensor.clone();
+    return operand.copy.strides() == tensor.strides();
+  }
+
+  std::optional<Operand> follow(size_t index) {
+    if (index >= node_.num_outputs()) return std::nullopt;
+    const torch::autograd::Edge& edge = node_.next_edge(index);
+    if (!edge.is_valid()) return std::nullopt;
+    Node& producer = *edge.function;
+    if (auto found = search_.book_.find(RecipeBook::Result::of(producer, edge.input_nr))) return found;
+    Operand operand;
+    if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(&producer)) {
+      search_.sound_ = false;
+      return copy(leaf->variable, operand) ? std::optional(std::move(operand)) : std::nullopt;
+    }
+    if (edge.input_nr != 0 || depth_ + 1 >= kDeepest) return std::nullopt;
+    std::optional<Step> step = search_.step(producer, std::nullopt, depth_ + 1);
+    if (!step) return std::nullopt;
+    operand.step = std::make_shared<const Step>(std::move(*step));
+    return operand;
+  }
+
+  RecipeSearch& search_;
+  Node& node_;
+  const std::optional<at::IntArrayRef> strides_;
+  const int depth_;
+  std::vector<int64_t> sizes_;
+  c10::ScalarType dtype_{};
+  c10::Device device_{c10::kCPU};
+  bool refused_ = false;
+  std::vector<Operand> operands_;
+};
+
+RecipeSearch::RecipeSearch(const RecipeBook& book, const at::Tensor& result)
+    : book_(book), result_(result), largest_copy_(static_cast<int64_t>(result.nbytes()) / 16) {}
+
+std::optional<Step> RecipeSearch::run() {
+  const int threads = at::get_num_threads();
+  site_.assign(reinterpret_cast<const char*>(&threads), sizeof threads);
+  const auto strides = result_.strides();
+  site_.append(reinterpret_cast<const char*>(strides.data()), strides.size() * sizeof(int64_t));
+  const auto node = result_.grad_fn();
+  return step(*node, result_.strides(), 0);
+}
+
+std::optional<Step> RecipeSearch::step(Node& node, std::optional<at::IntArrayRef> strides, int depth) {
+  const RecipeRow* row = recipe_row(node);
+  if (row == nullptr) return std::nullopt;
+  // Somebody's backward is at this node, and may release what it holds.
+  const std::unique_lock lock(mutex_in(node), std::try_to_lock);
+  if (!lock) return std::nullopt;
+  if (depth > 0 && !row->is_view) sound_ = false;
+  site_.append(row->name).push_back('\0');
+  Level level(*this, node, strides, depth);
+  if (level.refused()) return std::nullopt;
+  Redo redo = row->take(node, level);
+  if (level.refused() || !redo) return std::nullopt;
+  return Step{row->name, std::move(level.operands()), std::move(redo)};
+}
+
+}  // namespace ebbtide

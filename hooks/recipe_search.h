@@ -1,0 +1,44 @@
+// From a node of the graph to the records that its op can be run again from.
+#pragma once
+
+#include <ebbtide/hooks/recipe_book.h>
+#include <ebbtide/hooks/recipe_table.h>
+#include <ebbtide/pinned_pool/bytes.h>
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace ebbtide {
+
+/// One search, for one result. Uses the node while it lasts and keeps nothing of it.
+/// Threads: one. Another thread's backward may release what the node holds: then there is no recipe.
+class RecipeSearch {
+ public:
+  RecipeSearch(const RecipeBook& book, const at::Tensor& result);
+
+  std::optional<Step> run();
+
+  /// After run(): all that the bits may rest on but the values, as bytes: ops, scalars, geometry, threads.
+  const std::string& site() const noexcept { return site_; }
+  /// After run(): whether all that is read is known to be what the op read. Not so for a result that nobody saved,
+  /// which may have been written to between two ops, nor for a parameter that no node saved.
+  bool sound() const noexcept { return sound_; }
+
+ private:
+  class Level;
+  static constexpr int kDeepest = 6;  // ops
+
+  std::optional<Step> step(torch::autograd::Node& node, std::optional<at::IntArrayRef> strides, int depth);
+
+  const RecipeBook& book_;
+  const at::Tensor& result_;
+  const Bytes largest_copy_;  // of an operand that is no record: of little use, were it as large as the result
+  std::string site_;
+  bool sound_ = true;
+};
+
+}  // namespace ebbtide
