@@ -37,9 +37,11 @@ class Program {
       const int64_t length = 6 + draw(30);
       for (int64_t i = 0; i < length; ++i) step();
       auto losses = make_losses();
+      if (!live_.empty() && chance(4)) held_ = any();
       live_.clear();
       if (!backward_inside) scope.reset();
       backward(losses);
+      held_.reset();
     }
     outcome_.left = std::ranges::count_if(nodes_, [](const auto& node) { return !node.expired(); });
     return std::move(outcome_);
@@ -135,7 +137,7 @@ class Program {
 
   Tensor unary(const Tensor& x) {
     const auto size = last(x);
-    switch (draw(26)) {
+    switch (draw(29)) {
       case 0:
         return at::relu(x);
       case 1:
@@ -186,6 +188,12 @@ class Program {
         return x.to(chance(2) ? at::kBFloat16 : at::kFloat);
       case 24:
         return at::where(x > 0, x, x * 0.5);
+      case 25:
+        return std::get<0>(at::native_dropout(x, 0.2, true));
+      case 26:
+        return x * 0.75;
+      case 27:
+        return x.transpose(1, 2).contiguous().transpose(1, 2);
       default:
         return Square::apply(x);
     }
@@ -258,10 +266,20 @@ class Program {
   void write(const Tensor& x) {
     if (x.is_leaf()) return live_.push_back(x * 1.5);
     Tensor target = x;
-    switch (draw(6)) {
+    switch (draw(8)) {
       case 0:
         target.relu_();
         return;
+      case 5: {
+        const torch::NoGradGuard no_grad;
+        target.clamp_(-1, 1);
+        return;
+      }
+      case 6: {
+        const torch::NoGradGuard no_grad;
+        target.detach().mul_(1.5);
+        return;
+      }
       case 1:
         target.mul_(1.5);
         return;
@@ -308,6 +326,17 @@ class Program {
   void backward(std::vector<Tensor>& losses) {
     const auto kind = draw(8);
     if (kind == 0) return losses.clear();  // a graph that nobody wants
+    if (chance(6))                         // as an optimizer of another part of the model, or of another pass, would
+      noting_errors([&] {
+        const torch::NoGradGuard no_grad;
+        leaves_[static_cast<size_t>(draw(static_cast<int64_t>(leaves_.size())))].mul_(1.25);
+      });
+    if (held_.defined() && chance(2))
+      noting_errors([&] {
+        const torch::NoGradGuard no_grad;
+        held_.add_(1);
+      });
+    held_.reset();
     for (size_t i = 0; i < losses.size(); ++i)
       noting_errors([&] {
         const bool more = i + 1 < losses.size();
@@ -345,6 +374,7 @@ class Program {
   c10::ScalarType type_ = at::kFloat;
   std::vector<Tensor> leaves_;
   std::vector<Tensor> live_;
+  Tensor held_;  // a value that outlives the forward
   std::vector<std::weak_ptr<torch::autograd::Node>> nodes_;
   GraphOutcome outcome_;
 };

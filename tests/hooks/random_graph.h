@@ -20,9 +20,9 @@ struct GraphOutcome {
 
 /// A forward of some tens of operations (activations, norms, softmax, dropout, products, matrix products, attention,
 /// casts, views of all kinds, writes in place, branches, values that die early) over tensors of several dtypes, layouts
-/// and shared storages, and then a backward: once, twice over a kept graph, for some inputs only, of two losses, of a
-/// gradient, or none. It decides by the seed and by shapes, never by values, so that it does the same with a store
-/// and without.
+/// and shared storages; maybe a write to a parameter or a value; and a backward: once, twice over a kept graph, for some
+/// inputs only, of two losses, of a gradient, or none. It decides by the seed and by shapes, never by values, so that it
+/// does the same with a store and without.
 ///
 /// `store`: null, or where what autograd saves goes; the backward runs inside the scope or after it, as the seed says.
 /// Threads: sets torch's seed, and so is to be run by one thread at a time.
