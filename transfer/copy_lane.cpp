@@ -173,13 +173,11 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   const bool timed = timed_from.ok() && timed_from.value();
   size_t next = first;
   size_t bytes = 0;
-  for (; next < chunks_end && !broken; ++next) {
-    const CopyChunk& chunk = request.chunks[next];
-    if (Status copied = copy(chunk); !copied.ok()) {
-      broken = copied.failure();
-      break;
-    }
-    bytes += chunk.total_bytes();
+  if (!broken && first < chunks_end) {
+    CopiesEnqueued copies =
+        device_.copy_each({request.chunks.begin() + first, chunks_end - first}, direction_, stream_);
+    for (; next < first + copies.count; ++next) bytes += request.chunks[next].total_bytes();
+    broken = std::move(copies.refused);
   }
   // After a failed copy those before it run: the job's next turn is for the event after them.
   std::optional<Result<EventPtr>> event;
@@ -224,12 +222,6 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   end_if_over_locked(job);
   released_.notify_all();
   return no_event;
-}
-
-Status CopyLane::copy(const CopyChunk& chunk) {
-  if (chunk.rows == 1) return device_.copy(chunk.to, chunk.from, chunk.bytes, direction_, stream_);
-  return device_.copy_rows(chunk.to, chunk.from, {chunk.bytes, chunk.rows, chunk.to_pitch, chunk.from_pitch},
-                           direction_, stream_);
 }
 
 // Calls what callers left to be called. Several threads may be in here, each with jobs of its own.

@@ -139,7 +139,6 @@ class CopyLane {
   void poll(Lock& lock);
   void feed(Lock& lock);
   std::optional<Failure> enqueue(Lock& lock, const CopyJobPtr& job, size_t chunks_end);
-  Status copy(const CopyChunk& chunk);
   void deliver(Lock& lock);
 
   size_t fitting_end_locked(const CopyJob& job) const;

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -42,6 +43,7 @@ class CudaDevice final : public Device {
   Result<bool> passed(const EventPtr& event) override;
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
   Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override;
+  CopiesEnqueued copy_each(std::span<const CopyChunk> chunks, Direction direction, StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
   Result<EventPtr> record_timed(StreamId stream) override;
   /// To half a microsecond.

@@ -3,11 +3,15 @@
 
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/transfer/copy_chunks.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <utility>
 
 namespace ebbtide {
 
@@ -37,6 +41,12 @@ struct CopyRows {
   size_t count = 0;
   size_t to_pitch = 0;
   size_t from_pitch = 0;
+};
+
+/// How many of several copies were enqueued, from the first on; if not all, why not the next.
+struct CopiesEnqueued {
+  size_t count = 0;
+  std::optional<Failure> refused;
 };
 
 struct DeviceMemory {
@@ -79,6 +89,23 @@ class Device {
   virtual Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) = 0;
   /// Enqueues a copy of rows with gaps between them: all of it, or, where it fails, nothing.
   virtual Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) = 0;
+  /// Enqueues copies, one behind the other: as copy() and copy_rows() for each, but what a device asks of its driver
+  /// around every call may be asked once for all.
+  virtual CopiesEnqueued copy_each(std::span<const CopyChunk> chunks, Direction direction, StreamId stream) {
+    CopiesEnqueued enqueued;
+    for (const CopyChunk& chunk : chunks) {
+      Status copied = chunk.rows == 1
+                          ? copy(chunk.to, chunk.from, chunk.bytes, direction, stream)
+                          : copy_rows(chunk.to, chunk.from, {chunk.bytes, chunk.rows, chunk.to_pitch, chunk.from_pitch},
+                                      direction, stream);
+      if (!copied.ok()) {
+        enqueued.refused = std::move(copied).failure();
+        break;
+      }
+      ++enqueued.count;
+    }
+    return enqueued;
+  }
   /// Blocks until `event` has passed. For close() and tests only.
   virtual Status synchronize(const EventPtr& event) = 0;
 

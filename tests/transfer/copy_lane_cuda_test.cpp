@@ -140,6 +140,32 @@ TEST_F(CopyLaneOnCuda, ABatchThatCannotBeTimedIsCopiedAllTheSame) {
   EXPECT_FALSE(lane_.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone));
 }
 
+/// Three of four calls of the driver's were for that, a chunk.
+TEST_F(CopyLaneOnCuda, TheContextIsEnteredOnceForAllChunksOfABatch) {
+  submit("warm", 1);
+  let_pass();
+  const auto calls_for = [&](size_t chunks) {
+    const int before = rig_.api().calls("thread_exchange_stream_capture_mode");
+    submit("job", chunks);
+    return rig_.api().calls("thread_exchange_stream_capture_mode") - before;
+  };
+  const int one = calls_for(1);
+  let_pass();
+  EXPECT_EQ(calls_for(4), one);
+  let_pass();
+  EXPECT_EQ(rig_.api().calls("memcpy_host_to_device_async"), 1 + 1 + 4);
+}
+
+TEST_F(CopyLaneOnCuda, AChunkThatIsRefusedEndsTheJobWhenThoseBeforeItHavePassed) {
+  rig_.api().fail("memcpy_host_to_device_async", 2, CudaResult::kInvalidValue);
+  submit("job", 4);
+  EXPECT_EQ(lane_.stats().in_flight, Bytes(2 * kChunk));
+  EXPECT_FALSE(alive_.expired());
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("job failed"));
+  EXPECT_TRUE(alive_.expired());
+}
+
 TEST_F(CopyLaneOnCuda, TheProcessesEndCancelsQuietly) {
   submit("first", 3);
   submit("queued", 3);
