@@ -1,12 +1,11 @@
 """The part `recipes`: how many of the bytes that a step saves need not be stored, since cheap ops make them again.
 
-Two blocks, 2 x 256 tokens, width 256, on one thread. Saved bytes are storages, each once; the casts of weights that autocast saves are
+Four blocks without embedding, head and loss; 2 x 256 tokens, width 256, on one thread. Saved bytes are storages, each once; the casts of weights that autocast saves are
 not counted. Every recipe is used: the store has no budget at all, and no disk. Seconds of redoing are held against the step without
-a store.
+a store, the fastest of each.
 """
 
 import contextlib
-import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 import cli
 from row import Row
 
-LAYERS, WIDTH, BATCH, TOKENS = 2, 256, 2, 256
+LAYERS, WIDTH, BATCH, TOKENS = 4, 256, 2, 256
 STEPS = 12
 MIN_BYTES = 4096
 # model, autocast -> least share of the saved bytes, most of the step's time
@@ -46,23 +45,28 @@ def _rows(name: str, autocast: bool, share_goal: float, time_goal: float) -> Ite
     print(f"recipes: {case}", file=sys.stderr)
     torch.manual_seed(0)
     model = {"gpt": Gpt, "llama": Llama}[name](LAYERS, WIDTH, TOKENS)
-    text = torch.randint(256, (2, BATCH, TOKENS))
+    embedded = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    rotation = () if name == "gpt" else (model.cos, model.sin)
     precision = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
 
     def step(store) -> tuple[float, list[torch.Tensor]]:
         model.zero_grad()
         start = time.perf_counter()
         with store, precision:
-            loss = model(text[0], text[1])
+            x = embedded * 1.0  # nobody else's, as what an embedding makes
+            for block in model.blocks:
+                x = block(x, *rotation)
+            loss = x.mean()
+        del x
         loss.backward()
-        return time.perf_counter() - start, [parameter.grad.clone() for parameter in model.parameters()]
+        return time.perf_counter() - start, [parameter.grad.clone() for parameter in model.blocks.parameters()]
 
     options = {"min_bytes": MIN_BYTES, "on_full": "keep"}
     kept = ebbtide.Store(device_budget="64GiB", **options)
     kept.attach(model).remove()
     redone = ebbtide.Store(device_budget=0, **options)
     redone.attach(model).remove()
-    plain_s, kept_s, redone_s = [], [], []
+    plain_s, kept_s, redone_s, redoing_s = [], [], [], []
     bitwise = True
     for number in range(STEPS):
         seconds, reference = step(contextlib.nullcontext())
@@ -71,6 +75,7 @@ def _rows(name: str, autocast: bool, share_goal: float, time_goal: float) -> Ite
             seconds, gradients = step(store)
             times.append(seconds)
             bitwise &= all(torch.equal(a, b) for a, b in zip(gradients, reference))
+        redoing_s.append(redone.stats()["recompute_s"] - sum(redoing_s))
         if number == 0:
             first = redone.stats()
     stats, within = redone.stats(), kept.stats()
@@ -78,16 +83,16 @@ def _rows(name: str, autocast: bool, share_goal: float, time_goal: float) -> Ite
     casts = _cast_bytes(model) if autocast else 0
     saved = (stats["saved"]["bytes"] - first["saved"]["bytes"]) / steps - casts
     removed = (stats["recomputed"]["bytes"] - first["recomputed"]["bytes"]) / steps
-    plain = statistics.median(plain_s)
-    seconds = (stats["recompute_s"] - first["recompute_s"]) / steps
+    plain = min(plain_s)
+    seconds = min(redoing_s[1:])
     yield Row("recipes", f"{case}.saved", int(saved), "B")
     yield Row("recipes", f"{case}.redone", removed / saved, "", f">= {share_goal}", removed / saved >= share_goal)
     for op, count in sorted(stats["recomputed_ops"].items(), key=lambda item: -item[1]["bytes"]):
         yield Row("recipes", f"{case}.redone.{op}", count["bytes"] / STEPS / saved)
     yield Row.at_most("recipes", f"{case}.seconds_of_redoing_per_step", seconds / plain, "", time_goal)
     yield Row("recipes", f"{case}.step", plain * 1e3, "ms")
-    yield Row("recipes", f"{case}.step_added_within_budget", statistics.median(kept_s) / plain - 1)
-    yield Row("recipes", f"{case}.step_added_without_budget", statistics.median(redone_s) / plain - 1)
+    yield Row("recipes", f"{case}.step_added_within_budget", min(kept_s) / plain - 1)
+    yield Row("recipes", f"{case}.step_added_without_budget", min(redone_s) / plain - 1)
     yield Row.must_hold("recipes", f"{case}.bitwise", bitwise)
     yield Row.must_hold("recipes", f"{case}.nothing_redone_within_budget", within["recomputed"]["tensors"] == 0)
     kept.close()
@@ -98,5 +103,5 @@ def _cast_bytes(model) -> int:
     """Of the copies of weights that autocast makes and autograd saves."""
     from torch import nn
 
-    sizes = [module.weight.numel() * 2 for module in model.modules() if isinstance(module, nn.Linear)]
+    sizes = [module.weight.numel() * 2 for module in model.blocks.modules() if isinstance(module, nn.Linear)]
     return sum(size for size in sizes if size >= MIN_BYTES)

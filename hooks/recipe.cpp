@@ -1,5 +1,6 @@
 #include <ebbtide/hooks/accelerators.h>
 #include <ebbtide/hooks/recipe.h>
+#include <ebbtide/hooks/redo_cache.h>
 #include <ebbtide/hooks/redo_environment.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/store_core.h>
@@ -35,10 +36,10 @@ bool unchanged(const Operand& operand) noexcept {
   return !operand.version.enabled() || operand.version.current_version() == operand.saved_version;
 }
 
-at::Tensor run_step(const Step& step) {
+at::Tensor run_step(const Step& step, RedoCache& cache) {
   std::vector<at::Tensor> values;
   values.reserve(step.operands.size());
-  for (const Operand& operand : step.operands) values.push_back(value_of(operand));
+  for (const Operand& operand : step.operands) values.push_back(value_of(operand, cache));
   return step.redo(values);
 }
 
@@ -47,10 +48,11 @@ thread_local double spent_within = 0;
 
 }  // namespace
 
-TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin)
+TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache)
     : Recipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes()))),
       step_(std::move(step)),
       result_(result),
+      cache_(std::move(cache)),
       threads_(at::get_num_threads()) {}
 
 bool TorchRecipe::inputs_unchanged() const noexcept {
@@ -65,14 +67,20 @@ std::shared_ptr<TorchStorage> TorchRecipe::run() const {
               "operation in the backward, and ", step_.op, " cannot be computed again from it. ",
               "Open the store with recompute=False for this model.");
   const RedoEnvironment environment(result_.device(), threads_);
-  const at::Tensor made = run_step(step_);
+  const at::Tensor made = run_step(step_, *cache_);
   if (!ViewOfStorage(made).same_layout(result_) || made.storage().use_count() != 1)
     throw CorruptTensor(std::string("a saved tensor that ") + step_.op + " made came out in another layout this time");
   return std::make_shared<TorchStorage>(made.storage());
 }
 
-at::Tensor value_of(const Operand& operand) {
-  if (operand.step) return run_step(*operand.step);
+at::Tensor value_of(const Operand& operand, RedoCache& cache) {
+  if (operand.step) {
+    at::Tensor value = cache.find(operand.step->result);
+    if (value.defined()) return value;
+    value = run_step(*operand.step, cache);
+    cache.keep(operand.step->result, value);
+    return value;
+  }
   if (!operand.record) return operand.copy;
   const StorageOfRecord found = storage_of(*operand.record, operand.view.device());
   return operand.view.over(found.storage->storage(), found.origin, operand.version);

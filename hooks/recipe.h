@@ -8,7 +8,10 @@
 #include <ebbtide/store/record.h>
 
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function.h>
 
+#include <compare>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
@@ -16,7 +19,19 @@
 
 namespace ebbtide {
 
+class RedoCache;
 struct Step;
+
+/// A node's result. No address: those are used again at once.
+struct ResultId {
+  uint64_t thread = 0;
+  uint64_t sequence = 0;  ///< unique on the thread
+  uint32_t output = 0;
+  auto operator<=>(const ResultId&) const = default;
+  static ResultId of(const torch::autograd::Node& node, uint32_t output) {
+    return {node.thread_id(), node.sequence_nr(), output};
+  }
+};
 
 /// A tensor that a step reads: a view of a record at the version at which it was saved, what another step makes, a copy
 /// of the recipe's own, or nothing (an optional argument).
@@ -37,6 +52,7 @@ using Redo = std::function<at::Tensor(std::span<const at::Tensor>)>;
 /// One op with all that it needs to be run again.
 struct Step {
   const char* op = nullptr;  ///< as RecipeRow::name
+  ResultId result;
   std::vector<Operand> operands;
   Redo redo;
 };
@@ -48,7 +64,7 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as
   /// StoreCore::Packed::origin.
-  TorchRecipe(Step step, const at::Tensor& result, Bytes origin);
+  TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache);
 
   bool inputs_unchanged() const noexcept override;
 
@@ -59,12 +75,13 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
  private:
   const Step step_;
   const ViewOfStorage result_;
+  const std::shared_ptr<RedoCache> cache_;
   const int threads_;
 };
 
 /// What an operand stands for now; undefined for one that is absent.
 /// REQUIRES: a RedoEnvironment. Errors: as storage_of.
-at::Tensor value_of(const Operand& operand);
+at::Tensor value_of(const Operand& operand, RedoCache& cache);
 
 /// A record's storage: there, fetched, or made again.
 struct StorageOfRecord {

@@ -38,11 +38,7 @@ at::Tensor all_bytes(const c10::Storage& storage) {
 
 }  // namespace
 
-RecipeBook::Result RecipeBook::Result::of(const torch::autograd::Node& node, uint32_t output) {
-  return {node.thread_id(), node.sequence_nr(), output};
-}
-
-std::optional<Operand> RecipeBook::find(const Result& result) const {
+std::optional<Operand> RecipeBook::find(const ResultId& result) const {
   std::lock_guard lock(mutex_);
   const auto found = holders_.find(result);
   if (found == holders_.end()) return std::nullopt;
@@ -56,7 +52,7 @@ std::optional<Operand> RecipeBook::find(const Result& result) const {
 void RecipeBook::note(const Packed& packed) {
   const auto enter = [&](const at::Tensor& tensor, const ViewOfStorage& view) {
     if (const auto& node = tensor.grad_fn())
-      holders_.insert_or_assign(Result::of(*node, tensor.output_nr()),
+      holders_.insert_or_assign(ResultId::of(*node, tensor.output_nr()),
                                 Holder{packed.record, view, tensor.unsafeGetTensorImpl()->version_counter()});
   };
   std::lock_guard lock(mutex_);
@@ -83,7 +79,7 @@ void RecipeBook::packed(StoreCore& core, const Packed& packed, bool has_recipe) 
   RecipeSearch search(*this, result);
   std::optional<Step> step = search.run();
   if (!step) return;
-  auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin);
+  auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
   if (judge(core, packed, result, *recipe, search.site(), !search.sound()) == Verdict::kEqual)
     core.offer_recipe(*packed.record, std::move(recipe));
 }

@@ -2,14 +2,13 @@
 #pragma once
 
 #include <ebbtide/hooks/recipe.h>
+#include <ebbtide/hooks/redo_cache.h>
 #include <ebbtide/hooks/view_of_storage.h>
 #include <ebbtide/store/store_core.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Stream.h>
-#include <torch/csrc/autograd/function.h>
 
-#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -37,16 +36,11 @@ class RecipeBook {
   /// Takes note of whose result was packed, and offers its recipe to the store if it has one.
   void packed(StoreCore& core, const Packed& packed, bool has_recipe);
 
-  /// A node's result. No address: those are used again at once.
-  struct Result {
-    uint64_t thread = 0;
-    uint64_t sequence = 0;  ///< unique on the thread
-    uint32_t output = 0;
-    auto operator<=>(const Result&) const = default;
-    static Result of(const torch::autograd::Node& node, uint32_t output);
-  };
   /// The record of a result that nobody has written to since it was made; none where it is not known.
-  std::optional<Operand> find(const Result& result) const;
+  std::optional<Operand> find(const ResultId& result) const;
+
+  /// What redos read on their way, see RedoCache.
+  RedoCache& cache() const noexcept { return *cache_; }
 
  private:
   struct Holder {
@@ -73,8 +67,9 @@ class RecipeBook {
   static constexpr size_t kLeastToPrune = 1024;
   static constexpr size_t kMostSites = 8192;
 
+  const std::shared_ptr<RedoCache> cache_ = std::make_shared<RedoCache>();
   mutable std::mutex mutex_;
-  std::map<Result, Holder> holders_;
+  std::map<ResultId, Holder> holders_;
   size_t prune_at_ = kLeastToPrune;
   std::unordered_map<std::string, Site> sites_;
 };

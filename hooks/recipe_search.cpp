@@ -90,7 +90,9 @@ class RecipeSearch::Level final : public Ingredients {
   }
   void refuse() override { refused_ = true; }
 
-  at::Tensor value(size_t operand) override { return refused_ ? at::Tensor() : value_of(operands_.at(operand)); }
+  at::Tensor value(size_t operand) override {
+    return refused_ ? at::Tensor() : value_of(operands_.at(operand), search_.book_.cache());
+  }
   at::IntArrayRef sizes() const override { return sizes_; }
   c10::ScalarType dtype() const override { return dtype_; }
   c10::Device device() const override { return device_; }
@@ -161,7 +163,7 @@ class RecipeSearch::Level final : public Ingredients {
     const torch::autograd::Edge& edge = node_.next_edge(index);
     if (!edge.is_valid()) return std::nullopt;
     Node& producer = *edge.function;
-    if (auto found = search_.book_.find(RecipeBook::Result::of(producer, edge.input_nr))) return found;
+    if (auto found = search_.book_.find(ResultId::of(producer, edge.input_nr))) return found;
     Operand operand;
     if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(&producer)) {
       search_.sound_ = false;
@@ -209,7 +211,7 @@ std::optional<Step> RecipeSearch::step(Node& node, std::optional<at::IntArrayRef
   if (level.refused()) return std::nullopt;
   Redo redo = row->take(node, level);
   if (level.refused() || !redo) return std::nullopt;
-  return Step{row->name, std::move(level.operands()), std::move(redo)};
+  return Step{row->name, ResultId::of(node, 0), std::move(level.operands()), std::move(redo)};
 }
 
 }  // namespace ebbtide

@@ -44,7 +44,9 @@ class BackwardEnd {
   BackwardEnd& operator=(const BackwardEnd&) = delete;
 
   void note() noexcept {
-    if (!std::exchange(noted_, true)) core_->task_ended(*pass_, task_);
+    if (std::exchange(noted_, true)) return;
+    core_->task_ended(*pass_, task_);
+    hooks_of(*core_)->recipes.cache().clear();
   }
 
  private:

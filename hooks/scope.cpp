@@ -51,6 +51,7 @@ Scope::~Scope() {
 void Scope::leave() {
   if (!std::exchange(active_, false)) return;
   unlink();
+  hooks_->recipes.cache().clear();
   if (host_ == nullptr) core_->scope_ended(std::exchange(pass_, nullptr));
 }
 

@@ -88,7 +88,7 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
       record->stays_ = never;
       host_full_ = !never;
       host_wanted_ = bytes;
-      return;
+      break;  // and kick: a caller may wait for the copies before this one
     }
     if (!after) {
       Result<EventPtr> now = link.device->record(stream);

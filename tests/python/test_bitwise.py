@@ -43,8 +43,9 @@ def test_gradients_are_bitwise_those_of_plain(name, budget, tier, verify, tmp_pa
     store.close()  # a write that had begun frees its extent when it ends
     assert store.stats()["spill"]["bytes"] == 0
     if tier == "nvme" and budget is not None:
-        assert stats["spilled"]["tensors"] > 0
-        assert stats["disk_read"]["bytes"] > 0
+        assert stats["spilled"]["tensors"] + stats["recomputed"]["tensors"] > 0
+        if budget == 0:
+            assert stats["disk_read"]["bytes"] > 0
     else:
         assert stats["spilled"]["tensors"] == 0
 

@@ -63,7 +63,7 @@ class RandomGraph {
       for (int i = 0; i < ops; ++i) {
         Tensor& x = values[static_cast<size_t>(pick(static_cast<int>(values.size())))];
         const Tensor z = values[static_cast<size_t>(pick(static_cast<int>(values.size())))];
-        if (pick(8) == 0)
+        if (pick(20) == 0)
           write_to(x);
         else
           values.push_back(shaped(op(x, z)));
@@ -89,7 +89,7 @@ class RandomGraph {
       }
       held_.reset();
       if (pick(3) == 0 && losses_.size() > 1) {  // apart, of a kept graph, or each by itself where nothing is shared
-        const bool keep = pick(4) != 0;
+        const bool keep = pick(8) != 0;
         for (const Tensor& loss : losses_) differentiate(loss, wanted, keep, out);
         return;
       }
