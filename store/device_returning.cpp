@@ -56,7 +56,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         return unpacked;
       }
       case RecordState::kLower:
-        look_again_locked(tier, 8);
+        look_again_locked(tier, 8, Look::kForDroppable);
         if (record.lost_) {
           const Failure why = *std::exchange(record.lost_, std::nullopt);
           if (why.code != FailureCode::kOverCapacity || squeezed) {

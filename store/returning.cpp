@@ -35,7 +35,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         return unpacked;
       }
       case RecordState::kLower:
-        look_again_locked(host_, 8);
+        look_again_locked(host_, 8, Look::kForDroppable);
         drop_redoable_locked(host_, host_.budget, work);
         drop_clean_locked(host_, host_.budget, work);
         begin_return_locked(record, kHostStream, Urgency::kDemand, work);

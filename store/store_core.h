@@ -181,7 +181,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // leaving.cpp: from resident memory down. May wait; REQUIRES: the lock is not held.
   void settle(Pass* pass, DeviceTier& tier);
   Bytes dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept;
-  void look_again_locked(DeviceTier& tier, int64_t at_most);
+  enum class Look { kForAll, kForDroppable };
+  void look_again_locked(DeviceTier& tier, int64_t at_most, Look look = Look::kForAll);
   void begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work);
   void drop_clean_locked(DeviceTier& tier, Bytes target, Work& work);
   void drop_locked(Resident& resident, Work& work);

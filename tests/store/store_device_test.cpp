@@ -126,6 +126,33 @@ TEST_F(StoreDeviceTest, BudgetOfZeroHoldsNothing) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, WhatSomebodyLetGoOfDoesNotCrowdABackward) {
+  open(options(KiB(128)));
+  forward(8);
+  std::shared_ptr<Pass> second;
+  std::vector<DeviceTensor> in_use;
+  std::vector<DeviceTrainer::Saved> later;
+  for (uint64_t i = 0; i < 4; ++i) {
+    in_use.push_back(trainer_->make(200 + i, kSize));
+    later.push_back(trainer_->pack(second, in_use.back(), 200 + i));
+  }
+  core_->scope_ended(second);
+  in_use.clear();
+  ASSERT_TRUE(core_->task_began(*saved_.back().record, 1));
+  for (const DeviceTrainer::Saved& saved : saved_) {  // in an order that no prefetch foresees
+    (void)trainer_->use(saved);
+    EXPECT_LE(core_->stats().device.bytes, KiB(128) + Bytes(kSize));
+  }
+  core_->task_ended(*pass_, 1);
+  saved_.clear();
+  while (!later.empty()) {
+    (void)trainer_->use(later.back());
+    later.pop_back();
+  }
+  second.reset();
+  expect_clean();
+}
+
 // A compiled graph's node asks for all that it saved before it uses any: no budget bounds that.
 TEST_F(StoreDeviceTest, WhatOneNodeUnpacksAtOnceIsHandedOver) {
   open(options(KiB(128)));
