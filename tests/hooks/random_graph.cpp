@@ -43,6 +43,10 @@ class Program {
       backward(losses);
       held_.reset();
     }
+    if (!outcome_.errors.empty()) {  // the engine keeps what a backward that threw had queued until the next one
+      const Tensor x = at::ones({1}).requires_grad_(true);
+      torch::autograd::grad({x * 1}, {x});
+    }
     outcome_.left = std::ranges::count_if(nodes_, [](const auto& node) { return !node.expired(); });
     return std::move(outcome_);
   }
