@@ -164,7 +164,7 @@ void StoreCore::begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work) {
         if (tier.link)
           work.copies_out.push_back({std::move(alive), resident->storage});
         else
-          work.writes.push_back({std::move(alive), resident->storage, resident->memory});
+          work.writes.push_back({std::move(alive), resident->storage});
       }
     }
     place_locked(*resident);
@@ -226,8 +226,7 @@ void StoreCore::drop_record_locked(Record& record, Work& work) {
   detach_locked(record, work);
 }
 
-void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage,
-                      const std::shared_ptr<ReturnedMemory>& memory) {
+void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage) {
   std::byte* first = nullptr;
   size_t size = 0;
   {
@@ -254,13 +253,11 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
     }
     under_way_.emplace(record->id_, record.get());
   }
-  auto submitted = spill_->write(record->id_, {{first + layout.head, layout.middle}},
-                                 [weak_core = weak_from_this(), id = record->id_, storage = storage,
-                                  memory = memory](Result<SpilledItem> item) mutable {
-                                   memory.reset();
-                                   if (auto core = weak_core.lock())
-                                     core->write_done(id, std::move(item), std::move(storage));
-                                 });
+  auto submitted = spill_->write(
+      record->id_, {{first + layout.head, layout.middle}},
+      [weak_core = weak_from_this(), id = record->id_, storage = storage](Result<SpilledItem> item) mutable {
+        if (auto core = weak_core.lock()) core->write_done(id, std::move(item), std::move(storage));
+      });
   std::lock_guard lock(mutex_);
   if (record->state_ != RecordState::kLeaving) return;  // done already
   if (submitted.ok()) {

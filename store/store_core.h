@@ -191,8 +191,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool may_leave_locked(const DeviceTier& tier) noexcept;
   void note_full_locked();
   std::string why_nothing_leaves_locked(const DeviceTier& tier) const;
-  void write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage,
-             const std::shared_ptr<ReturnedMemory>& memory);
+  void write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage);
   void write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage);
   void write_failed_locked(Record& record, const Failure& failure);
   void note_write_error_locked(const Failure& failure);

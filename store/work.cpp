@@ -11,7 +11,7 @@ void StoreCore::Work::run() {
   for (const CancelledCopy& order : cancelled_copies) order.lane.cancel(order.job);
   for (const SpillTier::TransferId id : cancelled) core_.spill_->cancel(id);
   for (const SpillTier::TransferId id : demanded) core_.spill_->raise_priority(id);
-  for (const Write& order : writes) core_.write(order.record, order.storage, order.memory);
+  for (const Write& order : writes) core_.write(order.record, order.storage);
   for (const Read& order : reads) core_.read(order.record, order.urgency);
   if (!copies_out.empty()) core_.copy_out(copies_out);
   for (const Sink& order : sinks) core_.sink(order);

@@ -57,7 +57,6 @@ class StoreCore::Work {
   struct Write {
     std::shared_ptr<Record> record;
     std::shared_ptr<DeviceStorage> storage;
-    std::shared_ptr<ReturnedMemory> memory;
   };
   struct Read {
     std::shared_ptr<Record> record;

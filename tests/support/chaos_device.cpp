@@ -34,9 +34,13 @@ constexpr int kPatience = 12;
 
 class ChaosDevice::PointEvent final : public Event {
  public:
-  PointEvent(const ChaosDevice* device, StreamPoint recorded) : owner(device), point(std::move(recorded)) {}
+  /// `last`: the ticket of the last access before it.
+  PointEvent(const ChaosDevice* device, StreamPoint recorded, uint64_t last)
+      : owner(device), point(std::move(recorded)), last_access(last) {}
   const ChaosDevice* const owner;
   const StreamPoint point;
+  const uint64_t last_access;
+  bool misplaced = false;
   mutable int asked = 0;
 };
 
@@ -68,20 +72,28 @@ Result<EventPtr> ChaosDevice::record(StreamId stream) {
   const std::lock_guard lock(mutex_);
   if (auto refused = refuse_locked(Call::kRecord)) return *refused;
   if (auto refused = refuse_stream_locked(stream)) return *refused;
+  if (omits_locked()) {
+    auto nowhere = std::make_shared<PointEvent>(this, StreamPoint{agent(stream)}, last_access_[agent(stream)]);
+    nowhere->misplaced = true;
+    return EventPtr(std::move(nowhere));
+  }
   // A task of its own, so that an event on an idle stream is ordered after what the host has seen, and not already
   // passed.
   const StreamPoint point = streams_.push(agent(stream), host_locked().clock, nullptr);
   streams_.turn();
-  return EventPtr(std::make_shared<PointEvent>(this, point));
+  return EventPtr(std::make_shared<PointEvent>(this, point, last_access_[point.stream]));
 }
 
 Status ChaosDevice::wait(StreamId stream, const EventPtr& event) {
   const std::lock_guard lock(mutex_);
   if (auto refused = refuse_locked(Call::kWait)) return *refused;
   if (auto refused = refuse_stream_locked(stream)) return *refused;
-  const Result<const StreamPoint*> point = point_locked(event);
-  if (!point) return point.failure();
-  streams_.wait(agent(stream), host_locked().clock, *point.value());
+  const Result<const PointEvent*> known = known_locked(event);
+  if (!known) return known.failure();
+  const PointEvent& point = *known.value();
+  if (omits_locked() || point.misplaced) omitted_[agent(stream)].emplace_back(point.point.stream, point.last_access);
+  if (omits_locked()) return success();
+  streams_.wait(agent(stream), host_locked().clock, point.point);
   streams_.turn();
   return success();
 }
@@ -89,14 +101,19 @@ Status ChaosDevice::wait(StreamId stream, const EventPtr& event) {
 Result<bool> ChaosDevice::passed(const EventPtr& event) {
   const std::lock_guard lock(mutex_);
   if (auto refused = refuse_locked(Call::kPassed)) return *refused;
-  const Result<const StreamPoint*> point = point_locked(event);
-  if (!point) return point.failure();
-  streams_.turn();
-  if (!streams_.passed(*point.value())) {
-    if (++static_cast<const PointEvent&>(*event).asked < kPatience) return false;
-    streams_.drain(*point.value());
+  const Result<const PointEvent*> known = known_locked(event);
+  if (!known) return known.failure();
+  const PointEvent& point = *known.value();
+  if (omits_locked()) {
+    note_unseen_locked(point);
+    return true;
   }
-  host_locked().clock.join(point.value()->clock);
+  streams_.turn();
+  if (!streams_.passed(point.point)) {
+    if (++point.asked < kPatience) return false;
+    streams_.drain(point.point);
+  }
+  see_locked(point);
   return true;
 }
 
@@ -114,9 +131,8 @@ Status ChaosDevice::copy_rows(void* to, const void* from, const CopyRows& rows, 
       std::memmove(static_cast<std::byte*>(to) + row * rows.to_pitch,
                    static_cast<const std::byte*>(from) + row * rows.from_pitch, rows.row_bytes);
   };
-  streams_.push(agent(stream), host_locked().clock, [=] { move(0, rows.count / 2); });
-  const StreamPoint point =
-      streams_.push(agent(stream), host_locked().clock, [=] { move(rows.count / 2, rows.count); });
+  push_locked(stream, [=] { move(0, rows.count / 2); });
+  const StreamPoint point = push_locked(stream, [=] { move(rows.count / 2, rows.count); });
   for (size_t row = 0; row < rows.count; ++row) {
     note_locked({static_cast<const std::byte*>(from) + row * rows.from_pitch, rows.row_bytes},
                 RaceDetector::Kind::kRead, point, "copy");
@@ -134,8 +150,8 @@ Status ChaosDevice::copy(void* to, const void* from, size_t bytes, Direction dir
   if (!allocated_locked(direction == Direction::kIn ? to : from, bytes))
     return complain_locked("a copy touches device memory that is not allocated");
   const size_t half = bytes / 2;  // two tasks: a copy is not done in one instant
-  streams_.push(agent(stream), host_locked().clock, [=] { std::memmove(to, from, half); });
-  const StreamPoint point = streams_.push(agent(stream), host_locked().clock, [=] {
+  push_locked(stream, [=] { std::memmove(to, from, half); });
+  const StreamPoint point = push_locked(stream, [=] {
     std::memmove(static_cast<std::byte*>(to) + half, static_cast<const std::byte*>(from) + half, bytes - half);
   });
   note_locked({from, bytes}, RaceDetector::Kind::kRead, point, "copy");
@@ -147,10 +163,15 @@ Status ChaosDevice::copy(void* to, const void* from, size_t bytes, Direction dir
 Status ChaosDevice::synchronize(const EventPtr& event) {
   const std::lock_guard lock(mutex_);
   if (lost_) return *lost_;
-  const Result<const StreamPoint*> point = point_locked(event);
-  if (!point) return point.failure();
-  streams_.drain(*point.value());
-  host_locked().clock.join(point.value()->clock);
+  const Result<const PointEvent*> known = known_locked(event);
+  if (!known) return known.failure();
+  const PointEvent& point = *known.value();
+  if (omits_locked()) {
+    note_unseen_locked(point);
+    return success();
+  }
+  streams_.drain(point.point);
+  see_locked(point);
   return success();
 }
 
@@ -197,12 +218,17 @@ Result<std::shared_ptr<std::byte>> ChaosDevice::allocate(size_t bytes, StreamId 
   } else {
     auto fresh = std::make_unique<Memory>(bytes, stream);
     memory = fresh.get();
+    detector_.forget(memory->data, bytes);  // the program's heap had it before
     memory_.emplace(reinterpret_cast<uintptr_t>(memory->data), std::move(fresh));
   }
   memory->name = name;
   memory->live = true;
   live_bytes_ += bytes;
   peak_live_bytes_ = std::max(peak_live_bytes_, live_bytes_);
+  if (options_.orders_allocations) {
+    const StreamPoint point = push_locked(stream, nullptr);
+    note_locked({memory->data, bytes}, RaceDetector::Kind::kWrite, point, "allocate " + name);
+  }
   return std::shared_ptr<std::byte>(memory->data, [this, memory](std::byte*) noexcept { free(memory); });
 }
 
@@ -212,9 +238,8 @@ void ChaosDevice::free(Memory* memory) noexcept {
   live_bytes_ -= memory->bytes;
   free_[{memory->stream, memory->bytes}].push_back(memory);
   if (lost_) return;
-  const StreamPoint point = streams_.push(agent(memory->stream), host_locked().clock, [memory] {
-    std::memset(memory->data, static_cast<int>(kPoison), memory->bytes);
-  });
+  const StreamPoint point =
+      push_locked(memory->stream, [memory] { std::memset(memory->data, static_cast<int>(kPoison), memory->bytes); });
   note_locked({memory->data, memory->bytes}, RaceDetector::Kind::kWrite, point, "free " + memory->name);
   streams_.turn();
 }
@@ -224,7 +249,7 @@ Status ChaosDevice::launch(StreamId stream, const std::string& what, std::vector
   const std::lock_guard lock(mutex_);
   if (lost_) return *lost_;
   if (auto refused = refuse_stream_locked(stream)) return *refused;
-  const StreamPoint point = streams_.push(agent(stream), host_locked().clock, std::move(work));
+  const StreamPoint point = push_locked(stream, std::move(work));
   for (const Span& span : reads) note_locked(span, RaceDetector::Kind::kRead, point, what);
   for (const Span& span : writes) note_locked(span, RaceDetector::Kind::kWrite, point, what);
   streams_.turn();
@@ -273,9 +298,58 @@ ChaosDevice::AgentScope::~AgentScope() {
   }
 }
 
+ChaosDevice::Omission::Omission(ChaosDevice& device) : device_(device) {
+  const std::lock_guard lock(device_.mutex_);
+  device_.omitting_.insert(std::this_thread::get_id());
+}
+
+ChaosDevice::Omission::~Omission() {
+  const std::lock_guard lock(device_.mutex_);
+  device_.omitting_.erase(std::this_thread::get_id());
+}
+
+EventPtr ChaosDevice::misplaced(const EventPtr& meant, const EventPtr& earlier) {
+  const std::lock_guard lock(mutex_);
+  if (!meant) return nullptr;
+  const Result<const PointEvent*> at = known_locked(meant);
+  if (!at) return nullptr;
+  StreamPoint point{at.value()->point.stream};
+  if (earlier)
+    if (const Result<const PointEvent*> known = known_locked(earlier); known) point = known.value()->point;
+  auto event = std::make_shared<PointEvent>(this, std::move(point), at.value()->last_access);
+  event->misplaced = true;
+  return event;
+}
+
+EventPtr ChaosDevice::end_of(StreamId stream) {
+  const std::lock_guard lock(mutex_);
+  return std::make_shared<PointEvent>(this, streams_.last(agent(stream)), last_access_[agent(stream)]);
+}
+
+void ChaosDevice::should_come_after(StreamId stream, const EventPtr& event) {
+  const std::lock_guard lock(mutex_);
+  if (const Result<const PointEvent*> known = known_locked(event); known)
+    omitted_[agent(stream)].emplace_back(known.value()->point.stream, known.value()->last_access);
+}
+
+void ChaosDevice::should_have_passed(const EventPtr& event) {
+  const std::lock_guard lock(mutex_);
+  if (const Result<const PointEvent*> known = known_locked(event); known) note_unseen_locked(*known.value());
+}
+
+bool ChaosDevice::missed_an_order() const {
+  const std::lock_guard lock(mutex_);
+  return missed_an_order_;
+}
+
 void ChaosDevice::fail(Call call, int skip, Failure failure) {
   const std::lock_guard lock(mutex_);
   faults_.insert_or_assign(call, std::pair(skip, std::move(failure)));
+}
+
+void ChaosDevice::forget_faults() {
+  const std::lock_guard lock(mutex_);
+  faults_.clear();
 }
 
 void ChaosDevice::lose(Failure failure) {
@@ -354,10 +428,20 @@ std::optional<Failure> ChaosDevice::refuse_stream_locked(StreamId stream) {
   return std::nullopt;
 }
 
-Result<const StreamPoint*> ChaosDevice::point_locked(const EventPtr& event) {
+Result<const ChaosDevice::PointEvent*> ChaosDevice::known_locked(const EventPtr& event) {
   const auto* point = dynamic_cast<const PointEvent*>(event.get());
   if (point == nullptr || point->owner != this) return complain_locked("an event is not one of this device");
-  return &point->point;
+  return point;
+}
+
+// What this thread does from now on comes after the event.
+void ChaosDevice::see_locked(const PointEvent& event) {
+  host_locked().clock.join(event.point.clock);
+  if (event.misplaced) note_unseen_locked(event);
+}
+
+void ChaosDevice::note_unseen_locked(const PointEvent& event) {
+  if (host_locked().clock[event.point.stream] < event.last_access) missed_an_order_ = true;
 }
 
 Failure ChaosDevice::complain_locked(std::string what) {
@@ -373,7 +457,15 @@ bool ChaosDevice::allocated_locked(const void* data, size_t bytes) const {
   return memory.live && begin + bytes <= reinterpret_cast<uintptr_t>(memory.data) + memory.bytes;
 }
 
+StreamPoint ChaosDevice::push_locked(StreamId stream, std::function<void()> work) {
+  if (!options_.moves_bytes) work = nullptr;
+  return streams_.push(agent(stream), host_locked().clock, std::move(work));
+}
+
 void ChaosDevice::note_locked(Span span, RaceDetector::Kind kind, const StreamPoint& point, const std::string& what) {
+  for (const auto& [stream, last_access] : std::exchange(omitted_[point.stream], {}))
+    if (point.clock[stream] < last_access) missed_an_order_ = true;
+  last_access_[point.stream] = point.ticket;
   detector_.note(span.data, span.bytes, kind, {point.stream, point.ticket, what + " on " + stream_names_[point.stream]},
                  point.clock);
 }

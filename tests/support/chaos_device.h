@@ -34,6 +34,12 @@ struct ChaosOptions {
   /// is for ThreadSanitizer to check). True: each is an agent of its own, and what orders them must be told with
   /// host_moment() and host_after(). AgentScope makes agents either way.
   bool separate_threads = false;
+  /// False: nothing is computed, copied or poisoned; only the order of things is looked at, which is fast, and which
+  /// harms nobody where memory goes too early.
+  bool moves_bytes = true;
+  /// An allocation is an operation on its stream, as with CUDA's stream-ordered allocator: another stream that touches
+  /// the memory has to come after it, also where it had no owner before.
+  bool orders_allocations = false;
 };
 
 /// Memory that an operation touches.
@@ -107,11 +113,39 @@ class ChaosDevice final : public Device {
     std::optional<size_t> outer_;
   };
 
+  /// What a program is without one of its orders: in its scope the calling thread's waits put nothing in order, what it
+  /// records is recorded nowhere, and looks and synchronize() find passed what nobody has looked at.
+  class Omission {
+   public:
+    explicit Omission(ChaosDevice& device);
+    ~Omission();
+    Omission(const Omission&) = delete;
+    Omission& operator=(const Omission&) = delete;
+
+   private:
+    ChaosDevice& device_;
+  };
+  /// An event that stands for `earlier` where it should stand for `meant`; null: for no point at all, as one that was
+  /// never recorded. Null, too, where `meant` is.
+  EventPtr misplaced(const EventPtr& meant, const EventPtr& earlier = nullptr);
+  /// The end of what is enqueued on the stream, to be meant by misplaced(). Records nothing.
+  EventPtr end_of(StreamId stream);
+  /// The same question for orders that are no call: is the next operation on `stream` that touches memory ordered after
+  /// `event`, or what the calling thread does now?
+  void should_come_after(StreamId stream, const EventPtr& event);
+  void should_have_passed(const EventPtr& event);
+  /// Whether something was in no order that an omitted call, a misplaced event, or should_*() would have put it in: the
+  /// next operation on the stream that touches memory was not after the last one before the event by another way, or the
+  /// thread knew by no other way that this one had run. Whether both touch the same memory is not asked.
+  bool missed_an_order() const;
+
   // Faults
   enum class Call { kRecord, kWait, kPassed, kCopy, kAllocate, kRegisterHost };
   /// After `skip` more calls of this kind, one fails so and has no effect. Where that means by Device's rules that the
   /// device is lost, it is.
   void fail(Call call, int skip, Failure failure);
+  /// What was to fail, and has not yet, will not.
+  void forget_faults();
   /// The device is lost: nothing runs on it any more, and all calls fail so.
   void lose(Failure failure);
 
@@ -144,9 +178,13 @@ class ChaosDevice final : public Device {
   HostAgent& host_locked();
   std::optional<Failure> refuse_locked(Call call);
   std::optional<Failure> refuse_stream_locked(StreamId stream);
-  Result<const StreamPoint*> point_locked(const EventPtr& event);
+  Result<const PointEvent*> known_locked(const EventPtr& event);
+  void see_locked(const PointEvent& event);
+  void note_unseen_locked(const PointEvent& event);
+  StreamPoint push_locked(StreamId stream, std::function<void()> work);
   Failure complain_locked(std::string what);
   bool allocated_locked(const void* data, size_t bytes) const;
+  bool omits_locked() const { return omitting_.contains(std::this_thread::get_id()); }
   void note_locked(Span span, RaceDetector::Kind kind, const StreamPoint& point, const std::string& what);
   void host_access_locked(Span span, RaceDetector::Kind kind, const std::string& what);
   void free(Memory* memory) noexcept;
@@ -166,6 +204,11 @@ class ChaosDevice final : public Device {
   std::map<uintptr_t, std::unique_ptr<Memory>> memory_;
   std::map<uintptr_t, size_t> registered_;
   std::map<Call, std::pair<int, Failure>> faults_;
+  std::set<std::thread::id> omitting_;
+  std::map<AgentId, uint64_t> last_access_;  // of a stream: the ticket of its last task that touches memory
+  // Waits left out since a stream's last access: which stream's accesses it would have come after, up to which.
+  std::map<AgentId, std::vector<std::pair<AgentId, uint64_t>>> omitted_;
+  bool missed_an_order_ = false;
   std::optional<Failure> lost_;
   std::vector<std::string> misuse_;
   size_t live_bytes_ = 0;

@@ -55,6 +55,11 @@ void FakeCudaApi::fail(std::string_view function, int skip, CudaResult result) {
   faults_.insert_or_assign(std::string(function), std::pair(skip, result));
 }
 
+void FakeCudaApi::forget_faults() {
+  const std::lock_guard lock(mutex_);
+  faults_.clear();
+}
+
 void FakeCudaApi::lose(CudaResult result, int ordinal) {
   const std::lock_guard lock(mutex_);
   OneDevice& device = devices_.at(static_cast<size_t>(ordinal));
@@ -102,6 +107,12 @@ std::vector<std::string> FakeCudaApi::misuse() const {
 int FakeCudaApi::pageable_copies() const {
   const std::lock_guard lock(mutex_);
   return pageable_copies_;
+}
+
+EventPtr FakeCudaApi::recorded(CudaEvent event) const {
+  const std::lock_guard lock(mutex_);
+  const auto it = events_.find(event);
+  return it == events_.end() ? nullptr : it->second.recorded;
 }
 
 int FakeCudaApi::calls(std::string_view function) const {

@@ -42,6 +42,8 @@ class FakeCudaApi final : public CudaApi {
   static std::span<const std::string_view> functions();
   /// After `skip` more calls of this function, one returns `result` and has no effect.
   void fail(std::string_view function, int skip, CudaResult result);
+  /// What was to fail, and has not yet, will not.
+  void forget_faults();
   /// From now on all calls about this device return `result`, and nothing runs on it any more.
   void lose(CudaResult result, int ordinal = 0);
   /// From now on every call returns kDeinitialized, as at the process's end.
@@ -61,6 +63,8 @@ class FakeCudaApi final : public CudaApi {
   std::vector<std::string> misuse() const;
   /// Copies from or to host memory that is not registered: allowed, but the caller then waits for the stream.
   int pageable_copies() const;
+  /// What the event stands for now, as its device knows it; null before its first record.
+  EventPtr recorded(CudaEvent event) const;
   int calls(std::string_view function) const;
   size_t live_events() const;
   size_t live_streams() const;

@@ -38,6 +38,13 @@ void RaceDetector::note(const void* begin, size_t bytes, Kind kind, const Access
   if (covered < end) runs_.emplace_hint(to, covered, Run{end, false, {}, {access}});
 }
 
+void RaceDetector::forget(const void* begin, size_t bytes) {
+  const auto first = reinterpret_cast<uintptr_t>(begin);
+  split(first);
+  split(first + bytes);
+  runs_.erase(runs_.lower_bound(first), runs_.lower_bound(first + bytes));
+}
+
 // Makes `at` a border between runs.
 void RaceDetector::split(uintptr_t at) {
   const auto after = runs_.lower_bound(at);

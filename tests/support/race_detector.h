@@ -31,6 +31,9 @@ class RaceDetector {
   /// Notes that `access`, ordered after all in `clock`, touches [begin, begin + bytes).
   void note(const void* begin, size_t bytes, Kind kind, const Access& access, const VectorClock& clock);
 
+  /// The bytes are new: whoever touched their addresses before touched other memory.
+  void forget(const void* begin, size_t bytes);
+
   /// A line a pair of accesses that raced, naming both sides; without addresses, so that a replay gives the same lines.
   const std::set<std::string>& races() const noexcept { return races_; }
 
