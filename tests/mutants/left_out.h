@@ -197,6 +197,9 @@ std::shared_ptr<T> parked(const char* name, std::shared_ptr<T> storage, const Jo
 inline void memory_begins() {
   if (World::now() != nullptr) World::now()->memory_begins();
 }
+inline void memory_unmapped() {
+  if (World::now() != nullptr) World::now()->memory_unmapped();
+}
 inline void memory_ends(const void* data, size_t bytes) {
   if (World::now() != nullptr) World::now()->memory_ends(data, bytes);
 }

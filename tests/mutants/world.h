@@ -59,6 +59,8 @@ class World {
   /// allocator's own lock is between the two.
   void memory_begins();
   void memory_ends(const void* data, size_t bytes);
+  /// Memory goes back to the system, which may hand out the same addresses again.
+  void memory_unmapped() { allocator_.join(device_.host_moment()); }
   /// Device memory is given back on its stream.
   void storage_ends(const void* data, StreamId stream);
   /// Nothing holds the memory at `data` for `transfer` any more: if it ends before the transfer does, was that in
