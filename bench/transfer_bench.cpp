@@ -6,6 +6,7 @@
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/transfer/copy_lane.h>
 #include <ebbtide/transfer/cuda_device.h>
+#include <ebbtide/transfer/measure_link.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,12 +15,14 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "tests/gpu/gpu_driver.h"
 #include "tests/support/noop_cuda_api.h"
+#include "tests/support/noop_training.h"
 
 namespace {
 
@@ -85,6 +88,14 @@ class Mover {
     must(device_->wait(compute_, must(in_.demand(job))));
     in_.pump();
   }
+  /// One job of kSmallChunks of 64 KiB, which fill the lane.
+  void leave_in_small_chunks() {
+    CopyRequest request{.keepalive = keepalive_, .done = [this](const Status& status) { copied_ += status.ok(); }};
+    for (int i = 0; i < kSmallChunks; ++i) request.chunks.push_back({host_, tensor_, size_t{64} << 10});
+    out_.submit(std::move(request));
+    out_.pump();
+  }
+  static constexpr int kSmallChunks = 512;
   /// The same without lanes: what CudaDevice itself costs.
   void leave_bare() { move_bare(Direction::kOut, host_, tensor_); }
   void come_back_bare() { move_bare(Direction::kIn, tensor_, host_); }
@@ -132,6 +143,37 @@ void measure_host() {
   measure("device_fetch", &Mover::come_back_bare);
   measure("lane_offload", &Mover::leave);
   measure("lane_fetch", &Mover::come_back);
+
+  double best = std::numeric_limits<double>::infinity();
+  for (int round = 0; round < 200; ++round) best = std::min(best, seconds_of([&] { mover.leave_in_small_chunks(); }));
+  print_row("host.lane_small_chunk", best / Mover::kSmallChunks * 1e6, "us");
+}
+
+/// The same with all that the store does around it: a pack and an unpack, records, host memory, budgets.
+void measure_store() {
+  constexpr size_t kPassTensors = 200;
+  constexpr int kPasses = 200;
+  test::NoopTraining training(kPassTensors);
+  double offload = std::numeric_limits<double>::infinity(), fetch = offload;
+  int64_t offload_allocations = 0, fetch_allocations = 0;
+  for (int pass = -2; pass < kPasses; ++pass) {  // the first two warm up
+    const int64_t before = test::allocations;
+    const double forward = seconds_of([&] { training.forward(); });
+    const int64_t between = test::allocations;
+    const double backward = seconds_of([&] { training.backward(); });
+    if (pass < 0) continue;
+    offload = std::min(offload, forward);
+    fetch = std::min(fetch, backward);
+    offload_allocations += between - before;
+    fetch_allocations += test::allocations - between;
+  }
+  const auto print = [&](const std::string& name, double seconds, int64_t allocations) {
+    const double microseconds = seconds / kPassTensors * 1e6;
+    print_row("host." + name, microseconds, "us", "<= 4", microseconds <= kMostMicroseconds);
+    print_row("host." + name + ".allocations", static_cast<double>(allocations) / kPasses, "a pass");
+  };
+  print("store_offload", offload, offload_allocations);
+  print("store_fetch", fetch, fetch_allocations);
 }
 
 // The link.
@@ -192,23 +234,32 @@ class Way {
     must_drive(api_.event_record(event_, stream_), "Recording");
     must_drive(api_.event_synchronize(event_), "Waiting");
   }
-  void submit() {
-    for (size_t at = 0; at < chunks_.size();) {
-      CopyRequest request;
-      for (size_t bytes = 0; at < chunks_.size() && bytes + chunks_[at].bytes <= kMostJobBytes; ++at) {
-        request.chunks.push_back(chunks_[at]);
-        bytes += chunks_[at].bytes;
-      }
-      request.done = [](const Status& status) {
-        if (!status.ok()) die(status.failure());
-      };
-      lane_.submit(std::move(request));
+  /// The next job; false: there was none, and the next call begins anew.
+  bool submit() {
+    if (submitted_ == chunks_.size()) {
+      submitted_ = 0;
+      return false;
     }
+    CopyRequest request;
+    for (size_t bytes = 0; submitted_ < chunks_.size() && bytes + chunks_[submitted_].bytes <= kMostJobBytes;
+         ++submitted_) {
+      request.chunks.push_back(chunks_[submitted_]);
+      bytes += chunks_[submitted_].bytes;
+    }
+    request.done = [](const Status& status) {
+      if (!status.ok()) die(status.failure());
+    };
+    lane_.submit(std::move(request));
+    return true;
   }
   bool pump() {
     lane_.pump();
     return lane_.idle();
   }
+
+  static constexpr size_t kScratchBytes = size_t{16} << 20;  // of one chunk of the block
+  std::byte* host() const { return block_.chunks().front().data; }
+  std::byte* memory() const { return reinterpret_cast<std::byte*>(memory_); }
 
  private:
   CudaApi& api_;
@@ -220,9 +271,26 @@ class Way {
   CudaStream stream_ = nullptr;
   CudaEvent event_ = nullptr;
   std::vector<CopyChunk> chunks_;
+  size_t submitted_ = 0;
 };
 
-void measure_link(const test::GpuDriver& driver) {
+/// What lanes start from, in as much time as a program gives to it.
+void print_calibration(CudaDevice& device, const Way& out, const Way& in) {
+  const LinkScratch scratch{out.host(), in.host(), out.memory(), in.memory(), Way::kScratchBytes};
+  std::optional<LinkBandwidth> link;
+  const double seconds = seconds_of([&] { link = must(measure_link(device, SteadyClock(), scratch)); });
+  print_row("link.measured.seconds", seconds, "s", "<= 0.1", seconds <= 0.1);
+  for (const auto& [size, bytes] : {std::pair("64KiB", KiB(64)), {"1MiB", MiB(1)}, {"16MiB", MiB(16)}}) {
+    for (const auto& [way, bandwidth] : {std::pair("out", &link->out), {"in", &link->in}}) {
+      for (const auto& [use, is] : {std::pair("alone", LinkUse::kAlone), {"duplex", LinkUse::kDuplex}}) {
+        const std::string name = std::string("link.measured.") + way + "." + use + "." + size;
+        print_row(name, bandwidth->bytes_per_second(bytes, is).value_or(0) / 1e9, "GB/s");
+      }
+    }
+  }
+}
+
+void measure_lanes(const test::GpuDriver& driver) {
   const std::shared_ptr<CudaApi> api = must(CudaApi::of_process());
   CudaContextHandle context = nullptr;
   must_drive(api->primary_context_retain(&context, 0), "Retaining the context");
@@ -237,6 +305,7 @@ void measure_link(const test::GpuDriver& driver) {
   Way out(driver, *api, *device, *pool, Direction::kOut, link), in(driver, *api, *device, *pool, Direction::kIn, link);
   if (!pool->stats().pinned) die({FailureCode::kUnsupported, 0, "Not pinned: " + pool->stats().pageable_because});
 
+  print_calibration(*device, out, in);
   struct Case {
     const char* name;
     std::vector<Way*> ways;
@@ -262,7 +331,10 @@ void measure_link(const test::GpuDriver& driver) {
         for (Way* way : it.ways) way->finish_bare();
       };
       const auto lanes = [&] {
-        for (Way* way : it.ways) way->submit();
+        for (bool more = true; more;) {  // the ways in turns, as above
+          more = false;
+          for (Way* way : it.ways) more |= way->submit();
+        }
         for (bool idle = false; !idle;) {
           idle = true;
           for (Way* way : it.ways) idle &= way->pump();
@@ -288,9 +360,10 @@ void measure_link(const test::GpuDriver& driver) {
 
 int main() {
   measure_host();
+  measure_store();
   const auto driver = test::GpuDriver::open();
   if (driver.ok()) {
-    measure_link(driver.value());
+    measure_lanes(driver.value());
   } else {
     std::fprintf(stderr, "transfer: the link is not measured: %s\n", driver.failure().message.c_str());
   }

@@ -1,3 +1,5 @@
+#include <ebbtide/hooks/carried_scope.h>
+#include <ebbtide/hooks/counted_hooks.h>
 #include <ebbtide/hooks/engine.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
@@ -11,6 +13,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace ebbtide {
@@ -58,7 +61,10 @@ class StoreEngine final : public Engine {
                                          const torch::autograd::variable_list& inputs, bool keep_graph,
                                          bool create_graph, bool accumulate_grad,
                                          const torch::autograd::edge_list& outputs) override {
-    return wrapped_.execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+    CarriedScope carried(create_graph ? Scope::current() : nullptr);
+    auto gradients = wrapped_.execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
+    carried.leave();
+    return gradients;
   }
   c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
       const std::shared_ptr<torch::autograd::GraphTask>& graph_task, std::shared_ptr<torch::autograd::Node> graph_root,
@@ -71,6 +77,7 @@ class StoreEngine final : public Engine {
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
     Scope* scope = Scope::current();
+    if (scope == nullptr) scope = CarriedScope::current();
     if (scope == nullptr || forked.load(std::memory_order_relaxed) || !scope->core()->accepts_packs())
       return wrapped_.get_default_saved_variable_hooks();
     const auto& python = at::SavedTensorDefaultHooks::get_tls_state();
@@ -79,8 +86,9 @@ class StoreEngine final : public Engine {
       return wrapped_.get_default_saved_variable_hooks();
     }
     if (python.stack.size() > scope->python_hooks_outside()) {
-      scope->core()->note_passed_through("Python hooks inside the scope", Bytes(0));
-      return wrapped_.get_default_saved_variable_hooks();
+      auto hooks = wrapped_.get_default_saved_variable_hooks();
+      if (hooks == nullptr) return nullptr;
+      return std::make_unique<CountedHooks>(std::move(hooks), scope->core(), "Python hooks inside the scope");
     }
     return std::make_unique<SavedTensor>(*scope);
   }

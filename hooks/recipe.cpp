@@ -7,6 +7,7 @@
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
 #include <chrono>
@@ -89,6 +90,10 @@ StorageOfRecord storage_of(Record& record, c10::Device device) {
   StoreCore& core = record.core();
   const StreamId stream = device.is_cpu() ? kHostStream : current_stream(device);
   const StoreCore::Unpacked unpacked = core.unpack(record, stream);
+  if (unpacked.burst) {
+    const auto node = torch::autograd::get_current_node();
+    core.note_burst(record, node ? node->name() : std::string());
+  }
   std::shared_ptr<DeviceStorage> storage = unpacked.storage;
   if (unpacked.recipe) {
     const double before = std::exchange(spent_within, 0);

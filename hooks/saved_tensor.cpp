@@ -102,6 +102,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .version = saved_version_,
                              .begin = view_.begin(),
                              .end = view_.end(),
+                             .rows = on_host ? Rows() : view_.rows(),
                              .footprint = Bytes(static_cast<int64_t>(storage.nbytes())),
                              .device = served.number,
                              .stream = stream};

@@ -28,7 +28,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
 
   /// Errors: OutOfBudget, in a forward whose earlier tensors fit nowhere.
   void call_pack_hook(const at::Tensor& tensor) override;
-  /// Errors: what PyTorch raises for a tensor that was written to after it was saved; SpillError, CorruptTensor.
+  /// Errors: what PyTorch raises for a tensor that was written to after it was saved; SpillError, DeviceError, CorruptTensor.
   at::Tensor call_unpack_hook() override;
 
   // What recipes look at.

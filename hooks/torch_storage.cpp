@@ -19,6 +19,15 @@ const void* counter_of(const c10::VariableVersion& version);
 
 std::atomic<bool> interpreter_ends{false};
 
+class TorchStorageWatch final : public StorageWatch {
+ public:
+  explicit TorchStorageWatch(const c10::Storage& storage) : storage_(storage.getWeakStorageImpl()) {}
+  bool alive() const noexcept override { return !storage_.expired(); }
+
+ private:
+  const c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
+};
+
 void drop_memory(void* context) {
   delete static_cast<std::shared_ptr<ReturnedMemory>*>(context);
 }
@@ -59,6 +68,10 @@ int64_t TorchStorage::references() const noexcept {
   // the object is torch's alone.
   const bool wrapper = storage_.unsafeGetStorageImpl()->pyobj_slot()->has_unique_reference();
   return static_cast<int64_t>(storage_.use_count()) - (wrapper ? 1 : 0);
+}
+
+std::unique_ptr<StorageWatch> TorchStorage::watch() const {
+  return std::make_unique<TorchStorageWatch>(storage_);
 }
 
 bool TorchStorage::plain() const noexcept {

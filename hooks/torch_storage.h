@@ -27,6 +27,7 @@ class TorchStorage final : public DeviceStorage {
   int64_t references() const noexcept override;
   bool plain() const noexcept override;
   const void* identity() const noexcept override { return storage_.unsafeGetStorageImpl(); }
+  std::unique_ptr<StorageWatch> watch() const override;
 
   /// Whether it is memory of torch's own allocator for its device, or memory that came back: nobody else can reach or
   /// release it.

@@ -2,6 +2,9 @@
 
 #include <c10/core/ScalarTypeToTypeMeta.h>
 #include <c10/core/TensorOptions.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
 
 namespace ebbtide {
 namespace {
@@ -37,6 +40,31 @@ Bytes ViewOfStorage::end() const noexcept {
   for (size_t i = 0; i < sizes_and_strides_.size(); ++i)
     last += (sizes_and_strides_.size_at_unchecked(i) - 1) * sizes_and_strides_.stride_at_unchecked(i);
   return Bytes((last + 1) * static_cast<int64_t>(dtype_.itemsize()));
+}
+
+Rows ViewOfStorage::rows() const {
+  struct Dimension {
+    int64_t stride, size;  // in elements
+  };
+  // Which bytes are touched depends neither on the order of the dimensions nor on those that only repeat.
+  c10::SmallVector<Dimension, 8> dimensions;
+  for (size_t i = 0; i < sizes_and_strides_.size(); ++i) {
+    const Dimension dimension{sizes_and_strides_.stride_at_unchecked(i), sizes_and_strides_.size_at_unchecked(i)};
+    if (dimension.size > 1 && dimension.stride > 0) dimensions.push_back(dimension);
+  }
+  std::sort(dimensions.begin(), dimensions.end(), [](const auto& a, const auto& b) { return a.stride < b.stride; });
+
+  // The finest ones that follow one another without a gap are a row, the others have to count rows.
+  const auto* dimension = dimensions.begin();
+  int64_t row = 1;
+  for (; dimension != dimensions.end() && dimension->stride == row; ++dimension) row *= dimension->size;
+  if (dimension == dimensions.end() || dimension->stride < row) return {};
+  const int64_t pitch = dimension->stride;
+  int64_t count = 1;
+  for (; dimension != dimensions.end() && dimension->stride == pitch * count; ++dimension) count *= dimension->size;
+  const auto itemsize = static_cast<int64_t>(dtype_.itemsize());
+  if (dimension != dimensions.end() || begin().count() != offset_ * itemsize) return {};
+  return {.row = Bytes(row * itemsize), .pitch = Bytes(pitch * itemsize), .count = count};
 }
 
 void ViewOfStorage::shift(Bytes bytes) noexcept {

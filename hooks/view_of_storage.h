@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/store/rows.h>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
@@ -20,6 +21,10 @@ class ViewOfStorage {
   /// First byte and one past the last that it touches, as offsets in the storage; strides are never negative in torch.
   Bytes begin() const noexcept;
   Bytes end() const noexcept;
+
+  /// The rows that its bytes are, from begin() to end(); none where they lie in one run, where they are no such rows, or
+  /// where the first does not begin at begin().
+  Rows rows() const;
 
   /// The same bytes, seen from a storage that begins `bytes` earlier.
   void shift(Bytes bytes) noexcept;

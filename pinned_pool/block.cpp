@@ -6,13 +6,12 @@
 
 namespace ebbtide {
 
-Block::Block(std::shared_ptr<pinned_pool::PoolState> pool, std::vector<Chunk> chunks, Bytes size,
-             NumaNode node) noexcept
+Block::Block(std::shared_ptr<pinned_pool::PoolState> pool, Few<Chunk> chunks, Bytes size, NumaNode node) noexcept
     : pool_(std::move(pool)), chunks_(std::move(chunks)), size_(size), node_(node) {}
 
 Block::Block(Block&& other) noexcept
     : pool_(std::move(other.pool_)),
-      chunks_(std::exchange(other.chunks_, {})),
+      chunks_(std::move(other.chunks_)),
       size_(std::exchange(other.size_, Bytes())),
       node_(std::exchange(other.node_, kAnyNode)) {}
 
@@ -20,7 +19,7 @@ Block& Block::operator=(Block&& other) noexcept {
   if (this == &other) return *this;
   release();
   pool_ = std::move(other.pool_);
-  chunks_ = std::exchange(other.chunks_, {});
+  chunks_ = std::move(other.chunks_);
   size_ = std::exchange(other.size_, Bytes());
   node_ = std::exchange(other.node_, kAnyNode);
   return *this;
@@ -31,7 +30,7 @@ Block::~Block() {
 }
 
 void Block::release() noexcept {
-  if (pool_) pool_->release(chunks_, size_, node_);
+  if (pool_) pool_->release(chunks(), size_, node_);
 }
 
 }  // namespace ebbtide

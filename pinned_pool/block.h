@@ -2,13 +2,13 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/numa_node.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
 
 namespace ebbtide {
 
@@ -43,15 +43,15 @@ class Block {
   explicit operator bool() const noexcept { return !chunks_.empty(); }
   Bytes size() const noexcept { return size_; }  ///< as asked for: the sum of the chunks' bytes
   NumaNode node() const noexcept { return node_; }
-  std::span<const Chunk> chunks() const noexcept { return chunks_; }
+  std::span<const Chunk> chunks() const noexcept { return {chunks_.data(), chunks_.size()}; }
 
  private:
   friend class PinnedPool;
-  Block(std::shared_ptr<pinned_pool::PoolState> pool, std::vector<Chunk> chunks, Bytes size, NumaNode node) noexcept;
+  Block(std::shared_ptr<pinned_pool::PoolState> pool, Few<Chunk> chunks, Bytes size, NumaNode node) noexcept;
   void release() noexcept;
 
   std::shared_ptr<pinned_pool::PoolState> pool_;
-  std::vector<Chunk> chunks_;
+  Few<Chunk> chunks_;
   Bytes size_;
   NumaNode node_ = kAnyNode;
 };

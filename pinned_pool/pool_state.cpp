@@ -155,11 +155,10 @@ Result<PoolState::Lent> PoolState::acquire(const PinnedPool::Request& request) {
   return refuse(*std::move(first));
 }
 
-Result<std::vector<Chunk>> PoolState::acquire_on(size_t home, const PinnedPool::Request& request) {
+Result<Few<Chunk>> PoolState::acquire_on(size_t home, const PinnedPool::Request& request) {
   const auto bytes = static_cast<size_t>(request.bytes.count());
   const size_t piece = request.contiguous ? bytes : std::min(kChunkBytes, slab_bytes_);
-  std::vector<Chunk> chunks;
-  chunks.reserve((bytes + piece - 1) / piece);
+  Few<Chunk> chunks;
   for (size_t offset = 0; offset < bytes; offset += piece) {
     const size_t length = std::min(piece, bytes - offset);
     auto chunk = length > slab_bytes_ ? acquire_dedicated(home, length, request.may_grow)

@@ -3,6 +3,7 @@
 
 #include <ebbtide/pinned_pool/arena.h>
 #include <ebbtide/pinned_pool/capacity.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/pinned_pool/topology.h>
 
@@ -32,7 +33,7 @@ class PoolState {
   static Result<std::shared_ptr<PoolState>> create(PoolOptions options);
 
   struct Lent {
-    std::vector<Chunk> chunks;
+    Few<Chunk> chunks;
     NumaNode node = kAnyNode;
   };
   Result<Lent> acquire(const PinnedPool::Request& request);
@@ -65,7 +66,7 @@ class PoolState {
   bool forked() const noexcept;
 
   size_t home_of(NumaNode node) const noexcept;
-  Result<std::vector<Chunk>> acquire_on(size_t home, const PinnedPool::Request& request);
+  Result<Few<Chunk>> acquire_on(size_t home, const PinnedPool::Request& request);
   Result<Chunk> acquire_piece(size_t home, size_t bytes, bool may_grow);
   Result<Chunk> acquire_dedicated(size_t home, size_t bytes, bool may_grow);
   std::optional<Chunk> reuse_dedicated(size_t home, size_t bytes);

@@ -12,11 +12,12 @@ namespace ebbtide {
 enum class FailureCode {
   kOverCapacity,  ///< a budget, a cgroup or the machine has no room (memory)
   kNoSpace,       ///< the disk or the spill budget has no room
-  kIo,            ///< the device or the kernel failed the transfer
+  kIo,            ///< the disk or the kernel failed the transfer
   kCorrupt,       ///< bytes came back that are not the bytes that left
   kUnsupported,   ///< this machine, kernel or container does not offer it
   kInvalid,       ///< the caller asked for something that makes no sense
   kCancelled,     ///< withdrawn by the caller before it began
+  kDeviceLost,    ///< the device works no more, and what lay in its memory is gone
 };
 
 /// Why something did not happen. `message` is a whole sentence for people: it names the thing, the numbers and, where

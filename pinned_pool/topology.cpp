@@ -27,7 +27,8 @@ bool is_dram(const hwloc_obj& node) {
 
 /// A topology that is set up but not loaded. PCI devices are wanted: they say which node a GPU is near. hwloc's Linux
 /// part reads them from sysfs; its "pci" part goes through libpciaccess, which leaks at every load and reads the
-/// devices' configuration space.
+/// devices' configuration space. Its parts for displays and compute libraries look for servers and load drivers; all
+/// that they could add is names.
 hwloc_topology_t prepare() {
   hwloc_topology_t topology = nullptr;
   if (hwloc_topology_init(&topology) != 0) return nullptr;
@@ -36,7 +37,8 @@ hwloc_topology_t prepare() {
     return nullptr;
   }
   // Refused where there is no such part: distributions ship it as a plugin, in a package of its own.
-  (void)hwloc_topology_set_components(topology, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "pci");
+  for (const char* part : {"pci", "gl", "opencl", "cuda", "nvml", "rsmi", "levelzero"})
+    (void)hwloc_topology_set_components(topology, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, part);
   return topology;
 }
 

@@ -2,6 +2,7 @@
 // under way only where host memory is full and the disk will take some of it over (settle).
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <utility>
@@ -11,7 +12,7 @@ namespace ebbtide {
 /// The budget needs memory whose copies are queued behind the lane's cap: enqueues the oldest. Returns whether that
 /// changed anything. REQUIRES: `lock` is held; let go of and taken again.
 bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
-  std::vector<CopyJobPtr> jobs;
+  Few<CopyJobPtr> jobs;
   const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
   Bytes missing = tier.held() - tier.budget;
   for (const Resident* resident = leaving.front(); resident != nullptr && missing > Bytes(0);
@@ -24,7 +25,7 @@ bool StoreCore::hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier) {
   bool changed = false;
   for (const CopyJobPtr& job : jobs) {
     const Result<EventPtr> enqueued = tier.link->out.demand(job);
-    changed |= enqueued.ok() || enqueued.failure().code != FailureCode::kOverCapacity;
+    changed |= enqueued.ok() || job->finished();
   }
   lock.lock();
   return changed;
@@ -52,12 +53,13 @@ void StoreCore::note_enqueued_locked(DeviceTier& tier) {
   }
 }
 
-void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
+void StoreCore::copy_out(const Few<CopyOut>& orders) {
   for (size_t i = 0; i < orders.size(); ++i) {
     const std::shared_ptr<Record>& record = orders[i].record;
     DeviceLink& link = *record->tier_->link;
-    const std::byte* first = nullptr;
-    Bytes bytes;
+    std::byte* first = nullptr;
+    Bytes whole, bytes;
+    Rows rows;
     EventPtr after;
     StreamId stream{};
     {
@@ -65,11 +67,14 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       if (record->state_ != RecordState::kLeaving) continue;
       const Resident& resident = *record->resident_;
       first = resident.data() + (record->begin_ - resident.origin).count();
-      bytes = record->bytes();
+      whole = record->bytes();
+      bytes = record->packed_bytes();
+      rows = record->rows_;
       after = record->packed_;
       stream = resident.stream;
     }
-    auto memory = HostCopy::make(*host_pool_, bytes, HostCopy::From::kPool);
+    const NvtxRange range(NvtxRange::Of::kLeave, bytes);
+    auto memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
       const bool never = bytes > host_budget_ || host_pool_->stats().live_bytes == Bytes(0);
@@ -94,7 +99,8 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       }
       after = std::move(now).value();
     }
-    auto passage = std::make_shared<Passage>(Passage{record.get(), memory, orders[i].storage});
+    auto passage =
+        std::allocate_shared<Passage>(passages_, Passage{weak_from_this(), record.get(), memory, orders[i].storage});
     {
       std::lock_guard lock(mutex_);
       record->layout_.modulus = kDeviceAlignment;
@@ -103,17 +109,12 @@ void StoreCore::copy_out(const std::vector<CopyOut>& orders) {
       record->lower_.out = nullptr;
       hold_host_locked(*record, memory);
     }
-    CopyRequest request{.after = std::move(after), .keepalive = passage};
-    int64_t left = bytes.count();
-    for (const IoPiece& piece : memory->pieces()) {
-      const size_t part = std::min(piece.bytes, static_cast<size_t>(left));
-      request.chunks.push_back({piece.data, first, part});
-      first += part;
-      left -= static_cast<int64_t>(part);
-    }
+    CopyRequest request{.chunks = chunks_between(first, whole, rows, memory->pieces(), Direction::kOut),
+                        .after = std::move(after),
+                        .keepalive = passage};
     memory = nullptr;
-    request.done = [weak_core = weak_from_this(), raw = passage.get()](const Status& status) {
-      if (auto core = weak_core.lock()) core->copy_out_done(*raw, status);
+    request.done = [raw = passage.get()](const Status& status) {
+      if (auto core = raw->core.lock()) core->copy_out_done(*raw, status);
     };
     CopyJobPtr job = link.out.submit(std::move(request));
     std::lock_guard lock(mutex_);
@@ -147,7 +148,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
         (void)let_go_host_locked(*record);
         if (record->state_ == RecordState::kLower) record->become(RecordState::kReturning);
         if (record->state_ == RecordState::kReturning) {  // it was the only copy: the device is lost
-          record->lost_ = status.failure();
+          record->lost_ = failed_device(*record, status.failure());
           record->become(RecordState::kLost);
           if (record->resident_ && record->resident_->storage) buried_.push_back(record->resident_->storage);
           detach_locked(*record, work);
@@ -221,7 +222,7 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
 
 void StoreCore::sink(const Sink& order) {
   auto submitted = spill_->write(
-      order.record_id, order.memory->pieces(),
+      order.record_id, {order.memory->pieces().begin(), order.memory->pieces().end()},
       [weak_core = weak_from_this(), id = order.record_id, memory = order.memory](Result<SpilledItem> item) mutable {
         if (auto core = weak_core.lock()) core->sink_done(id, std::move(item), std::move(memory));
       });

@@ -18,11 +18,12 @@ constexpr std::chrono::seconds kLinger{1};
 
 }  // namespace
 
-DeviceLink::DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from)
+DeviceLink::DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from,
+                       const LinkBandwidth& bandwidth)
     : device(std::move(on)),
       allocator(std::move(from)),
-      out(*device, clock_, Direction::kOut, {.link = load_}),
-      in(*device, clock_, Direction::kIn, {.link = load_}) {}
+      out(*device, clock_, Direction::kOut, {.link = load_, .bandwidth = bandwidth.out}),
+      in(*device, clock_, Direction::kIn, {.link = load_, .bandwidth = bandwidth.in}) {}
 
 void DeviceLink::pump() {
   out.pump();

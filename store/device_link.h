@@ -18,7 +18,7 @@ class StoreCore;
 /// died. Threads: any.
 class DeviceLink {
  public:
-  DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from);
+  DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from, const LinkBandwidth& bandwidth = {});
 
   const std::shared_ptr<Device> device;
   const std::shared_ptr<DeviceAllocator> allocator;

@@ -2,6 +2,7 @@
 // copy that the compute stream, and no caller, waits for.
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,12 +13,13 @@ namespace ebbtide {
 
 StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId stream) {
   DeviceTier& tier = *record.tier_;
+  const NvtxRange range(NvtxRange::Of::kUnpack, record.footprint_);
   bool squeezed = false;
   for (;;) {
     pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
       case RecordState::kLeaving:
@@ -35,11 +37,12 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         if (resident.identity == nullptr) {
           resident.identity = resident.storage->identity();
           by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
+          tier.note_handed_out(resident);
         }
         Unpacked unpacked{resident.storage, nullptr, resident.origin, resident.stream != stream};
         prefetch_locked(*record.pass_, tier, stream, work);
         begin_copies_in_locked(tier, stream, work);
-        tier.note_peak();
+        unpacked.burst = tier.note_peak() && tier.handed_over() > tier.budget;
         lock.unlock();
         work.run();
         if (redone) {
@@ -53,7 +56,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         return unpacked;
       }
       case RecordState::kLower:
-        look_again_locked(tier, 8);
+        look_again_locked(tier, 8, Look::kForDroppable);
         if (record.lost_) {
           const Failure why = *std::exchange(record.lost_, std::nullopt);
           if (why.code != FailureCode::kOverCapacity || squeezed) {
@@ -118,7 +121,7 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
   if (!here.ok()) return false;  // lost or superseded: the record's state will say
   const Status waiting = link.device->wait(stream, here.value());
   if (!waiting.ok()) {
-    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(waiting.failure());
+    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(failed_device(record, waiting.failure()));
     return false;
   }
   lock.lock();
@@ -163,6 +166,7 @@ void StoreCore::copy_in(const CopyIn& order) {
   std::shared_ptr<HostCopy> memory;
   CopyJobPtr out;
   Bytes whole, before;
+  Rows rows;
   std::optional<uint64_t> fingerprint;  // none yet for what has not left wholly
   {
     std::lock_guard lock(mutex_);
@@ -173,7 +177,9 @@ void StoreCore::copy_in(const CopyIn& order) {
     fingerprint = record.fingerprint_;
     whole = record.resident_->bytes;
     before = record.begin_ - record.resident_->origin;
+    rows = record.rows_;
   }
+  const NvtxRange range(NvtxRange::Of::kReturn, memory->bytes());
   if (fingerprint && memory->fingerprint() != *fingerprint)
     return copy_in_refused(record, {FailureCode::kCorrupt, 0,
                                     "a saved tensor of " + to_string(record.bytes()) +
@@ -187,7 +193,7 @@ void StoreCore::copy_in(const CopyIn& order) {
     if (Status filled = link.device->wait(link.in.stream(), out->event()); !filled.ok())
       return copy_in_refused(record, filled.failure());
   }
-  auto passage = std::make_shared<Passage>(Passage{&record, memory, storage});
+  auto passage = std::allocate_shared<Passage>(passages_, Passage{weak_from_this(), &record, memory, storage});
   {
     std::lock_guard lock(mutex_);
     record.lower_.copying_in = record.state_ == RecordState::kReturning;
@@ -197,18 +203,14 @@ void StoreCore::copy_in(const CopyIn& order) {
     record.lower_.returning = passage;
     if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed
   }
-  CopyRequest request{.after = std::move(after).value(), .keepalive = passage};
-  std::byte* to = storage->data() + before.count();
-  int64_t left = (whole - before).count();
-  for (const IoPiece& piece : memory->pieces()) {
-    const size_t part = std::min(piece.bytes, static_cast<size_t>(left));
-    request.chunks.push_back({to, piece.data, part});
-    to += part;
-    left -= static_cast<int64_t>(part);
-  }
+  // To where they were: gaps are left as they come, for no view that this record serves reads them.
+  CopyRequest request{.chunks = chunks_between(storage->data() + before.count(), whole - before, rows, memory->pieces(),
+                                               Direction::kIn),
+                      .after = std::move(after).value(),
+                      .keepalive = passage};
   memory = nullptr;
-  request.done = [weak_core = weak_from_this(), raw = passage.get()](const Status& status) {
-    if (auto core = weak_core.lock()) core->copy_in_done(*raw, status);
+  request.done = [raw = passage.get()](const Status& status) {
+    if (auto core = raw->core.lock()) core->copy_in_done(*raw, status);
   };
   CopyJobPtr job = link.in.submit(std::move(request));
   {
@@ -218,6 +220,13 @@ void StoreCore::copy_in(const CopyIn& order) {
   }
   changed_.notify_all();
   if (link_thread_) link_thread_->kick();
+}
+
+/// Why the record does not come back, for the user: which device, and what it says.
+Failure StoreCore::failed_device(const Record& record, const Failure& why) {
+  return {FailureCode::kDeviceLost, why.system_errno,
+          "a saved tensor of " + to_string(record.bytes()) + " cannot come back, for the device " +
+              record.tier_->device->name() + " failed: " + why.message};
 }
 
 void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
@@ -232,8 +241,10 @@ void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
 
 /// The device had no room or no event now: whoever waits tries again or throws, a prefetch is put off.
 void StoreCore::return_refused_locked(Record& record, const Failure& failure, Work& work) {
-  if (record.demanded_ || failure.code == FailureCode::kCorrupt) {
+  if (failure.code == FailureCode::kCorrupt || (record.demanded_ && failure.code == FailureCode::kOverCapacity)) {
     record.lost_ = failure;
+  } else if (record.demanded_) {
+    record.lost_ = failed_device(record, failure);
   } else {
     size_t& next = Pass::of(record.pass_->next_, record.tier_->index);
     next = std::max<size_t>(next, record.slot_ + size_t{1});
@@ -257,12 +268,10 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
         place_locked(*record->resident_);
       } else if (record->state_ == RecordState::kReturning) {
         buried_.push_back(record->resident_->storage);
-        const FailureCode code = status.failure().code;
-        if (code != FailureCode::kIo &&
-            code != FailureCode::kCancelled) {  // the device is not lost, nor is the host copy
+        if (!means_lost(status.failure().code)) {  // nor is the host copy
           return_refused_locked(*record, status.failure(), work);
         } else {
-          record->lost_ = status.failure();
+          record->lost_ = failed_device(*record, status.failure());
           record->become(RecordState::kLost);
           detach_locked(*record, work);
         }
@@ -273,7 +282,7 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 }
 
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
-  auto memory = HostCopy::make(*host_pool_, record->bytes(),
+  auto memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(),
                                urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool,
                                host_registrar_);
   if (!memory) {
@@ -288,7 +297,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                     " that comes back: lower host_budget"};
       } else {
         host_full_ = true;
-        host_wanted_ = record->bytes();
+        host_wanted_ = record->packed_bytes();
         size_t& next = Pass::of(record->pass_->next_, record->tier_->index);
         next = std::max<size_t>(next, record->slot_ + size_t{1});
       }
@@ -303,7 +312,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
     if (record->demanded_) urgency = Urgency::kDemand;
   }
   const auto priority = urgency == Urgency::kDemand ? SpillTier::Priority::kDemand : SpillTier::Priority::kPrefetch;
-  const std::vector<IoPiece> pieces = memory->pieces();
+  const std::vector<IoPiece> pieces(memory->pieces().begin(), memory->pieces().end());
   const auto id = spill_->read(record->item_, pieces, priority,
                                [weak_core = weak_from_this(), record_id = record->id_,
                                 memory = std::move(memory)](const Status& status) mutable {

@@ -1,15 +1,19 @@
 // The top tier of one device: which saved storages lie in its memory, in which order they may leave, and how many bytes
-// they hold.
+// they hold, in the budget and beyond it.
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/store/device_link.h>
+#include <ebbtide/store/handed_over.h>
 #include <ebbtide/store/intrusive_list.h>
 #include <ebbtide/store/record.h>
+#include <ebbtide/store/stats.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <iterator>
+#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -41,8 +45,24 @@ class DeviceTier {
   Bytes budget;
   bool budget_given = false;  ///< a promise; else automatic
 
+  /// Host memory handed out by unpack and alive. The memory itself counts, see ReturnedMemory: not under the lock.
+  std::atomic<int64_t> host_memory_handed_out{0};
+  Burst burst;  ///< the most that one node had at once, where the budget could not hold it
+
+  /// What counts in the budget.
   Bytes held() const noexcept { return held_; }
   Bytes peak() const noexcept { return peak_; }
+  /// Saved, and somebody else's too.
+  Bytes referenced_elsewhere() const noexcept { return bytes(Place::kElsewhere) - handed_out_elsewhere_; }
+  Bytes referenced_elsewhere_peak() const noexcept { return referenced_elsewhere_peak_; }
+  /// Returned by unpack and alive, but no longer in held(): whoever asked has it, and dropping it would free nothing.
+  Bytes handed_over() const noexcept {
+    if (link) return handed_out_elsewhere_ + outlived_.bytes();
+    return Bytes(host_memory_handed_out.load(std::memory_order_relaxed)) - handed_out_held_;
+  }
+  Bytes handed_over_peak() const noexcept { return handed_over_peak_; }
+  /// The most of all three at one time.
+  Bytes alive_peak() const noexcept { return alive_peak_; }
   Bytes bytes(Place place) const noexcept { return bytes_[slot(place)]; }
   const IntrusiveList<Resident>& list(Place place) const noexcept { return lists_[slot(place)]; }
 
@@ -55,6 +75,7 @@ class DeviceTier {
     const Place place = place_of(resident);
     lists_[slot(place)].remove(resident);
     bytes_[slot(place)] -= resident.bytes;
+    if (resident.handed_out) handed_out(place) -= resident.bytes;
     if (place != Place::kElsewhere) held_ -= resident.bytes;
   }
   Place place_of(const Resident& resident) const noexcept {
@@ -62,16 +83,41 @@ class DeviceTier {
       if (list(place).contains(resident)) return place;
     return Place::kElsewhere;
   }
-  void note_peak() noexcept { peak_ = std::max(peak_, held_); }
+
+  /// An unpack returns what came back.
+  void note_handed_out(Resident& resident) noexcept {
+    if (std::exchange(resident.handed_out, true)) return;
+    handed_out(place_of(resident)) += resident.bytes;
+  }
+  /// A resident was removed whose storage lives on in the hands of who unpacked it.
+  void note_outlived(const Resident& resident) {
+    outlived_.add(resident.storage->watch(), resident.bytes);
+    handed_over_peak_ = std::max(handed_over_peak_, handed_over());
+  }
+
+  /// Returns whether more is handed over than ever before.
+  bool note_peak() noexcept {
+    peak_ = std::max(peak_, held_);
+    referenced_elsewhere_peak_ = std::max(referenced_elsewhere_peak_, referenced_elsewhere());
+    const Bytes now = handed_over();
+    alive_peak_ = std::max(alive_peak_, held_ + referenced_elsewhere() + now);
+    if (now <= handed_over_peak_) return false;
+    handed_over_peak_ = now;
+    return true;
+  }
 
  private:
   static constexpr Place kPlaces[] = {Place::kElsewhere, Place::kDirty, Place::kRedoable,
                                       Place::kLeaving,   Place::kClean, Place::kReturning};
   static constexpr size_t slot(Place place) noexcept { return static_cast<size_t>(place); }
+  Bytes& handed_out(Place place) noexcept {
+    return place == Place::kElsewhere ? handed_out_elsewhere_ : handed_out_held_;
+  }
 
   void insert(Resident& resident, Place place, bool at_front) noexcept {
     at_front ? lists_[slot(place)].push_front(resident) : lists_[slot(place)].push_back(resident);
     bytes_[slot(place)] += resident.bytes;
+    if (resident.handed_out) handed_out(place) += resident.bytes;
     if (place != Place::kElsewhere) held_ += resident.bytes;
   }
 
@@ -79,6 +125,12 @@ class DeviceTier {
   Bytes bytes_[std::size(kPlaces)];
   Bytes held_;  // all but kElsewhere
   Bytes peak_;
+  Bytes handed_out_held_;
+  Bytes handed_out_elsewhere_;
+  HandedOver outlived_;
+  Bytes handed_over_peak_;
+  Bytes referenced_elsewhere_peak_;
+  Bytes alive_peak_;
 };
 
 }  // namespace ebbtide

@@ -8,7 +8,7 @@
 
 namespace ebbtide {
 
-enum class ErrorCode { kConfig, kOutOfBudget, kSpill, kCorrupt, kClosed };
+enum class ErrorCode { kConfig, kOutOfBudget, kSpill, kCorrupt, kClosed, kDevice };
 
 /// What a call could not do. Thrown on the thread of the call that it concerns, also when the cause lay in the
 /// background.
@@ -37,6 +37,12 @@ class EBBTIDE_API OutOfBudget : public Error {
 class EBBTIDE_API SpillError : public Error {
  public:
   explicit SpillError(const std::string& message) : Error(ErrorCode::kSpill, message) {}
+};
+
+/// A device failed, and what it was to bring back cannot come; names the device and what failed.
+class EBBTIDE_API DeviceError : public Error {
+ public:
+  explicit DeviceError(const std::string& message) : Error(ErrorCode::kDevice, message) {}
 };
 
 /// Bytes came back that are not the bytes that left.

@@ -8,12 +8,12 @@
 
 namespace ebbtide {
 
-std::shared_ptr<HostCopy> HostCopy::make(PinnedPool& pool, Bytes bytes, From from,
-                                         const std::shared_ptr<HostRegistrar>& registrar) {
+std::shared_ptr<HostCopy> HostCopy::make(const CachedAllocator<HostCopy>& objects, PinnedPool& pool, Bytes bytes,
+                                         From from, const std::shared_ptr<HostRegistrar>& registrar) {
   constexpr int64_t kPage = 4096;
   const Bytes whole((bytes.count() + kPage - 1) / kPage * kPage);
   const auto whole_size = static_cast<size_t>(whole.count());
-  std::shared_ptr<HostCopy> copy(new HostCopy);
+  const auto copy = std::allocate_shared<HostCopy>(objects, Made());
   copy->bytes_ = bytes;
   if (auto block = pool.acquire({.bytes = whole, .may_grow = from != From::kReadyPool}); block.ok()) {
     copy->block_ = std::move(block).value();

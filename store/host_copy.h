@@ -2,18 +2,21 @@
 #pragma once
 
 #include <ebbtide/nvme/spill_tier.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/host_registrar.h>
 #include <ebbtide/pinned_pool/pool.h>
+#include <ebbtide/transfer/block_cache.h>
 
 #include <cstddef>
 #include <memory>
-#include <vector>
 
 namespace ebbtide {
 
 /// Lifetime: shared by the record and by every transfer that touches it; the memory is reused as soon as the last lets
 /// go. Destroyed on any thread, never waits.
 class HostCopy {
+  class Made {};  // only make() makes them
+
  public:
   enum class From {
     kReadyPool,     ///< memory that the pool has ready: no system call
@@ -22,23 +25,22 @@ class HostCopy {
   };
   /// Null where there is no room. The system's memory is pinned by `registrar`, for a copy from pageable memory is
   /// waited for by whoever enqueues it.
-  static std::shared_ptr<HostCopy> make(PinnedPool& pool, Bytes bytes, From from,
-                                        const std::shared_ptr<HostRegistrar>& registrar = nullptr);
+  static std::shared_ptr<HostCopy> make(const CachedAllocator<HostCopy>& objects, PinnedPool& pool, Bytes bytes,
+                                        From from, const std::shared_ptr<HostRegistrar>& registrar = nullptr);
+  explicit HostCopy(Made) noexcept {}
   ~HostCopy();
 
   Bytes bytes() const noexcept { return bytes_; }
   /// Of the bytes that it holds now; for verify.
   uint64_t fingerprint() const;
   /// All of it, in whole pages: what direct I/O wants. The end of the last page means nothing.
-  const std::vector<IoPiece>& pieces() const noexcept { return pieces_; }
+  const Few<IoPiece>& pieces() const noexcept { return pieces_; }
 
  private:
-  HostCopy() = default;
-
   Block block_;
   std::unique_ptr<std::byte, void (*)(void*)> heap_{nullptr, nullptr};
   std::shared_ptr<HostRegistrar> pinned_by_;  // heap_, where it could be pinned
-  std::vector<IoPiece> pieces_;
+  Few<IoPiece> pieces_;
   Bytes bytes_;
 };
 

@@ -28,7 +28,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
     if (tier.link) pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     if (tier.link) note_enqueued_locked(tier);
     drop_redoable_locked(tier, tier.budget, work);
     begin_leaving_locked(tier, pass, work);
@@ -118,12 +118,16 @@ std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
          last_write_error_ + "). Raise spill_budget or device_budget by at least " + more + ".";
 }
 
-void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most) {
+/// An unpack looks for what can be dropped at once. What else is the store's alone by now stays where it is until a pack
+/// looks, which sees to its leaving too: counted, it would be over the budget.
+void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most, Look look) {
   using Place = DeviceTier::Place;
   for (; at_most > 0 && !tier.list(Place::kElsewhere).empty(); --at_most) {
     Resident& resident = *tier.list(Place::kElsewhere).front();
     const bool ours_alone = !resident.storage || resident.storage->references() == 1;
-    tier.move(resident, ours_alone ? place_by_states(resident) : Place::kElsewhere);
+    Place place = ours_alone ? place_by_states(resident) : Place::kElsewhere;
+    if (look == Look::kForDroppable && place != Place::kClean && place != Place::kRedoable) place = Place::kElsewhere;
+    tier.move(resident, place);
   }
 }
 
@@ -202,7 +206,7 @@ Resident* StoreCore::pick_victim_locked(DeviceTier& tier) noexcept {
 
 void StoreCore::drop_locked(Resident& resident, Work& work) {
   staging_full_ = false;
-  const std::vector<Record*> records = resident.records;
+  const Few<Record*> records = resident.records;
   for (Record* record : records) drop_record_locked(*record, work);
 }
 

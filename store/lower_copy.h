@@ -11,9 +11,11 @@
 namespace ebbtide {
 
 class Record;
+class StoreCore;
 
 /// What one copy job keeps alive, in slots that the store may empty earlier. Guarded by the core's lock.
 struct Passage {
+  std::weak_ptr<StoreCore> core;           ///< in a slot here it makes the job's `done` small enough for no heap
   Record* record = nullptr;                ///< null once the record died, or no longer wants this copy
   std::shared_ptr<HostCopy> memory;        ///< until the job has ended
   std::shared_ptr<DeviceStorage> storage;  ///< until the job has ended, or streams order what comes after it

@@ -4,12 +4,14 @@
 #include <ebbtide/nvme/spill_tier.h>
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/store/intrusive_list.h>
 #include <ebbtide/store/lower_copy.h>
 #include <ebbtide/store/recipe.h>
 #include <ebbtide/store/record_state.h>
 #include <ebbtide/store/returned_memory.h>
+#include <ebbtide/store/rows.h>
 #include <ebbtide/transfer/device.h>
 #include <ebbtide/transfer/device_storage.h>
 
@@ -36,9 +38,10 @@ struct Resident : ListLink<Resident> {
   StreamId stream = kHostStream;           ///< on which the memory is used and given back
   const void* identity = nullptr;          ///< the framework's storage; null for what came back until it is handed out
   bool returned = false;                   ///< came back from below
+  bool handed_out = false;                 ///< and an unpack has returned it
   Bytes origin;                            ///< offset in the storage that was saved of this memory's first byte
   Bytes bytes;
-  std::vector<Record*> records;
+  Few<Record*> records;
 
   std::byte* data() const noexcept { return storage ? storage->data() : memory->data(); }
 };
@@ -84,6 +87,7 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   uint32_t version_ = 0;
   Bytes begin_;  // of the bytes that its views touch, as an offset in the storage
   Bytes end_;
+  Rows rows_;          // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
   Bytes footprint_;    // of the whole storage, for statistics
   uint32_t slot_ = 0;  // its place in the pass's sequence: that of its latest pack
   bool unpacked_ = false;
@@ -108,7 +112,14 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   EventPtr packed_;  // its producer has run before this; null: none could be made at pack
   LowerCopy lower_;
 
+  /// In resident memory, gaps among them.
   Bytes bytes() const noexcept { return end_ - begin_; }
+  /// In host memory or on disk.
+  Bytes packed_bytes() const noexcept { return rows_.none() ? bytes() : rows_.bytes(); }
+  /// Whether a copy of the record has all bytes of a view that touches [begin, end), or `rows` of it.
+  bool holds(Bytes begin, Bytes end, const Rows& rows) const noexcept {
+    return begin_ <= begin && end <= end_ && (rows_.none() || rows_.hold(begin_, begin, end, rows));
+  }
 };
 
 }  // namespace ebbtide

@@ -116,7 +116,7 @@ void StoreCore::give_recipes_up_locked(DeviceTier& tier, Bytes missing) {
 
 std::shared_ptr<const Recipe> StoreCore::recipe_for_unpack_locked(Record& record, StreamId stream, Work& work) {
   DeviceTier& tier = *record.tier_;
-  look_again_locked(tier, 8);
+  look_again_locked(tier, 8, Look::kForDroppable);
   drop_redoable_locked(tier, tier.budget, work);
   drop_clean_locked(tier, tier.budget, work);
   record.unpacked_ = true;
@@ -149,6 +149,7 @@ std::shared_ptr<DeviceStorage> StoreCore::redone(Record& record, std::shared_ptr
       made->storage = mine;
       made->identity = mine->identity();
       made->returned = true;
+      made->handed_out = tier.link != nullptr;  // of host memory only what came back is counted, see ReturnedMemory
       made->origin = origin;
       made->bytes = mine->bytes();
       made->records.push_back(&record);

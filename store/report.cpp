@@ -24,6 +24,25 @@ std::string count_line(const char* name, const Count& count) {
   return line("  %-48s %10lld %12s", name, static_cast<long long>(count.tensors), to_string(count.bytes).c_str());
 }
 
+std::string beyond_line(const char* name, Bytes now, Bytes peak) {
+  return line("  %-24s %12s %12s", name, to_string(now).c_str(), to_string(peak).c_str());
+}
+
+/// Why the device's peak is more than its budget: what one node asks for, it has at once.
+std::string burst_text(const DeviceStats& device) {
+  const Burst& burst = device.burst;
+  const std::string budget = "device_budget (" + to_string(device.budget_bytes) + ")";
+  const bool compiled = burst.node.find("CompiledFunction") != std::string::npos;
+  // Compiled per block, each graph has its share of what the pass saves.
+  if (compiled && burst.bytes * 2 >= burst.saved)
+    return "On " + device.name + " one compiled graph of " + to_string(burst.bytes) +
+           ": its backward asks for all of it at once, whatever " + budget +
+           " is. Compile per block: for block in model.blocks: block.compile()\n";
+  const std::string who = burst.node.empty() ? "a caller" : "one node of the backward (" + burst.node + ")";
+  return "On " + device.name + " " + who + " had " + to_string(burst.bytes) + " of saved tensors at once, over " +
+         budget + ".\n";
+}
+
 std::vector<std::pair<std::string, Count>> by_bytes(const std::map<std::string, Count>& counts) {
   std::vector<std::pair<std::string, Count>> sorted(counts.begin(), counts.end());
   std::ranges::sort(sorted, [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
@@ -49,6 +68,14 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   text += tier_line(accelerators ? "host" : "host (staging)", stats.host);
   text += tier_line("spill", stats.spill);
   if (!context.spill.empty()) text += "  " + context.spill + "\n";
+
+  if (stats.handed_over_peak + stats.referenced_elsewhere_peak > Bytes(0)) {
+    text += line("%-26s %12s %12s", "alive, in no budget", "now", "peak");
+    text += beyond_line("handed over to nodes", stats.handed_over, stats.handed_over_peak);
+    text += beyond_line("referenced elsewhere", stats.referenced_elsewhere, stats.referenced_elsewhere_peak);
+    text += beyond_line("with what budgets hold", stats.device.bytes + stats.handed_over + stats.referenced_elsewhere,
+                        stats.alive_peak);
+  }
 
   text += line("%-50s %10s %12s", "what became of it", "tensors", "bytes");
   text += count_line("saved", stats.saved);
@@ -76,6 +103,9 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
     text += link_line("read", stats.disk_read);
   }
   text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
+
+  for (const DeviceStats& device : stats.devices)
+    if (device.burst.bytes > Bytes(0)) text += burst_text(device);
 
   const Count moved{stats.spilled.tensors + stats.offloaded.tensors, stats.spilled.bytes + stats.offloaded.bytes};
   if (stats.passes > 0 && moved.tensors == 0 && stats.recomputed.tensors == 0) {

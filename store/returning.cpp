@@ -17,7 +17,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
   for (;;) {
     Work work(*this);
     std::unique_lock lock(mutex_);
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
       case RecordState::kLeaving:
@@ -27,7 +27,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         record.demanded_ = false;
         Unpacked unpacked{resident.storage, resident.memory, resident.origin};
         prefetch_locked(*record.pass_, host_, kHostStream, work);
-        host_.note_peak();
+        unpacked.burst = host_.note_peak() && host_.handed_over() > host_.budget;
         const bool check = record.fingerprint_ && unpacked.memory;
         lock.unlock();
         work.run();
@@ -35,7 +35,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         return unpacked;
       }
       case RecordState::kLower:
-        look_again_locked(host_, 8);
+        look_again_locked(host_, 8, Look::kForDroppable);
         drop_redoable_locked(host_, host_.budget, work);
         drop_clean_locked(host_, host_.budget, work);
         begin_return_locked(record, kHostStream, Urgency::kDemand, work);
@@ -71,6 +71,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
 void StoreCore::throw_lost(const Failure& why) {
   if (why.code == FailureCode::kCorrupt) throw CorruptTensor(why.message);
   if (why.code == FailureCode::kOverCapacity) throw OutOfBudget(why.message);
+  if (why.code == FailureCode::kDeviceLost) throw DeviceError(why.message);
   throw SpillError(why.message);
 }
 
@@ -83,16 +84,24 @@ std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::share
     resident.storage = mine;
     resident.memory = nullptr;  // the storage holds it
     resident.identity = mine->identity();
+    host_.note_handed_out(resident);
     by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
     return mine;
   }
   return resident.storage && resident.storage->data() == memory->data() ? resident.storage : mine;
 }
 
+void StoreCore::note_burst(const Record& record, std::string node) {
+  std::lock_guard lock(mutex_);
+  DeviceTier& tier = *record.tier_;
+  const Bytes saved = Pass::of(record.pass_->saved_on_, tier.index);
+  tier.burst = {std::move(node), tier.held() + tier.handed_over(), saved};
+}
+
 void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work) {
   auto alive = record.weak_from_this().lock();
   if (!alive) return;
-  auto resident = std::make_shared<Resident>();
+  auto resident = std::allocate_shared<Resident>(residents_);
   DeviceTier& tier = *record.tier_;
   resident->tier = &tier;
   resident->stream = stream;

@@ -17,8 +17,19 @@ struct TierStats {
   Bytes budget_bytes;
 };
 
+/// The most that one node of a backward had at once, where that was more than the budget can hold.
+struct Burst {
+  std::string node;  ///< torch's name of it; empty: no backward ran
+  Bytes bytes;       ///< what counted in the budget at that moment, and what was handed over
+  Bytes saved;       ///< by its pass on this device
+};
+
 struct DeviceStats : TierStats {
   std::string name;
+  Bytes handed_over, handed_over_peak;
+  Bytes referenced_elsewhere, referenced_elsewhere_peak;
+  Bytes alive_peak;
+  Burst burst;
 };
 
 struct Count {
@@ -59,9 +70,11 @@ struct Stats {
   double recompute_s = 0;
   LinkStats d2h, h2d, disk_write, disk_read;
 
-  Bytes handed_over;           ///< returned by unpack, and the storage still lives (now)
-  Bytes referenced_elsewhere;  ///< saved, but someone else holds the storage too: not in the budget (now)
-  int64_t passes = 0;          ///< counted when the backward has ended or the last record died
+  // Alive, and not in the budget. All devices; the peaks are each device's, summed.
+  Bytes handed_over, handed_over_peak;                    ///< returned by unpack to who holds it still
+  Bytes referenced_elsewhere, referenced_elsewhere_peak;  ///< saved, but someone else holds the storage too
+  Bytes alive_peak;    ///< the most of these and of what the budget holds, at one time
+  int64_t passes = 0;  ///< counted when the backward has ended or the last record died
 };
 
 /// One pass, from its first pack to its end. `kept` and the others count its records as they died.

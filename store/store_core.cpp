@@ -3,17 +3,18 @@
 #include <ebbtide/store/report.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/work.h>
+#include <ebbtide/transfer/nvtx_range.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <iterator>
+#include <optional>
 #include <utility>
 
 namespace ebbtide {
 
 void StoreCore::pump() {
-  std::vector<std::shared_ptr<DeviceLink>> links;
+  Few<std::shared_ptr<DeviceLink>> links;
   {
     std::lock_guard lock(mutex_);
     for (const DeviceTier& tier : tiers_)
@@ -30,6 +31,8 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   bool wants_recipes = false;
   bool has_recipe = false;
   DeviceTier& tier = tier_of(view);
+  std::optional<NvtxRange> range;
+  if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
   EventPtr packed;
   if (!tier.link) {
     open_staging(std::nullopt);
@@ -40,7 +43,10 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   {
     std::lock_guard lock(mutex_);
     stats_.packed.add(view.footprint);
-    if (!pass || !pass->takes_packs_) pass = std::make_shared<Pass>(next_pass_++);
+    if (!pass || !pass->takes_packs_) {
+      pass = std::make_shared<Pass>(next_pass_++);
+      pass->sequence_.reserve(longest_sequence_);
+    }
     const auto known = by_storage_.find(view.storage);
     Resident* resident = known != by_storage_.end() ? known->second : nullptr;
     if (resident != nullptr) origin = resident->origin;
@@ -49,14 +55,17 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     if (resident != nullptr) {
       for (Record* other : resident->records) {
         if (other->version_counter_ != view.version_counter || other->version_ != view.version) continue;
-        const bool inside = other->begin_ <= begin && end <= other->end_;
+        const bool inside = other->holds(begin, end, view.rows);
         if (!inside && other->state_ != RecordState::kResident)
           continue;  // its bytes are on their way: too late to widen it
         record = other->weak_from_this().lock();
         if (!record) continue;
-        if (!inside) record->packed_ = packed;
-        record->begin_ = std::min(record->begin_, begin);
-        record->end_ = std::max(record->end_, end);
+        if (!inside) {
+          record->packed_ = packed;
+          record->begin_ = std::min(record->begin_, begin);
+          record->end_ = std::max(record->end_, end);
+          record->rows_ = {};
+        }
         stats_.deduplicated.add(view.footprint);
         if (record->pass_ == pass) {
           pass->sequence_[record->slot_] = nullptr;
@@ -67,11 +76,12 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       }
     }
     if (!record) {
-      record = std::make_shared<Record>(shared_from_this(), pass, next_record_++);
+      record = std::allocate_shared<Record>(records_, shared_from_this(), pass, next_record_++);
       record->version_counter_ = view.version_counter;
       record->version_ = view.version;
       record->begin_ = begin;
       record->end_ = end;
+      if (tier.link && view.rows.pay()) record->rows_ = view.rows;
       record->footprint_ = view.footprint;
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());
@@ -88,7 +98,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         resident->records.push_back(record.get());
         tier.move(*resident, DeviceTier::Place::kElsewhere);
       } else {
-        auto made = std::make_shared<Resident>();
+        auto made = std::allocate_shared<Resident>(residents_);
         made->tier = &tier;
         made->stream = view.stream;
         made->storage = hold();
@@ -167,15 +177,16 @@ void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
   for (DeviceTier* tier : all_tiers()) settle(pass.get(), *tier);
 }
 
-std::vector<DeviceTier*> StoreCore::all_tiers() {
+Few<DeviceTier*> StoreCore::all_tiers() {
   std::lock_guard lock(mutex_);
-  std::vector<DeviceTier*> all;
+  Few<DeviceTier*> all;
   for (DeviceTier& tier : tiers_) all.push_back(&tier);
   return all;
 }
 
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
+  longest_sequence_ = std::max(longest_sequence_, pass.sequence_.size());
   if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
   last_pass_ = pass.stats_;
@@ -205,7 +216,7 @@ void StoreCore::forget(Record& record) noexcept {
     under_way_.erase(record.id_);
     if (record.transfer_) work.cancelled.push_back(*record.transfer_);
     staging_full_ = false;
-    work.exhumed.swap(buried_);
+    std::swap(work.exhumed, buried_);
     record.become(RecordState::kDead);
     live_.remove(record);
     pass.sequence_[record.slot_] = nullptr;
@@ -220,8 +231,8 @@ void StoreCore::forget(Record& record) noexcept {
   work.run();
   if (!record.tier_->link) return;
   std::lock_guard lock(mutex_);
-  std::ranges::move(std::exchange(buried_, {}),
-                    std::back_inserter(work.exhumed));  // a cancelled copy may have let go of this record's memory
+  for (auto& storage : std::exchange(buried_, {}))  // a cancelled copy may have let go of this record's memory
+    work.exhumed.push_back(std::move(storage));
 }
 
 Record* StoreCore::arrived_locked(uint64_t record_id) noexcept {
@@ -237,12 +248,14 @@ void StoreCore::detach_locked(Record& record, Work& work) {
   const std::shared_ptr<Resident> resident = std::move(record.resident_);
   record.resident_ = nullptr;
   if (!resident) return;
-  std::erase(resident->records, &record);
+  resident->records.erase(&record);
   if (!resident->records.empty()) {
     place_locked(*resident);
     return;
   }
   resident->tier->remove(*resident);
+  if (resident->handed_out && resident->tier->link && resident->storage->references() > 1)
+    resident->tier->note_outlived(*resident);
   if (resident->identity != nullptr) by_storage_.erase(resident->identity);
   work.dropped.push_back(resident);
 }
@@ -272,7 +285,7 @@ void StoreCore::close() {
     Work work(*this);
     {
       std::unique_lock lock(mutex_);
-      work.exhumed.swap(buried_);
+      std::swap(work.exhumed, buried_);
       const auto under_way = [&] {
         return host_.bytes(DeviceTier::Place::kLeaving) + host_.bytes(DeviceTier::Place::kReturning) + sinking_ >
                    Bytes(0) ||

@@ -3,6 +3,7 @@
 
 #include <ebbtide/nvme/spill_tier.h>
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/store/device_tier.h>
 #include <ebbtide/store/options.h>
@@ -10,12 +11,14 @@
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/waiter.h>
+#include <ebbtide/transfer/block_cache.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -43,6 +46,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   struct DeviceOptions {
     /// False: only packs, unpacks and pump() move copies on (tests that replay a schedule).
     bool own_thread = true;
+    /// What is known of its link, see measure_link.h.
+    LinkBandwidth bandwidth = {};
   };
   /// Registers an accelerator; views name it by the number returned (0 is the host device). The first
   /// accelerator opens the host tier: before any CPU tensor was packed it leaves an eighth of host_budget for their
@@ -56,6 +61,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     const void* version_counter = nullptr;  ///< identity; kept alive by whoever keeps the record
     uint32_t version = 0;
     Bytes begin, end;  ///< first byte and one past the last that the view touches, as offsets in the storage
+    Rows rows;         ///< of an accelerator's view, from `begin` to `end`: only these are ever read through it
     Bytes footprint;   ///< of the whole storage
     int device = 0;    ///< see add_device
     /// The compute stream: the one that the storage was allocated for, and after whose present work its bytes are
@@ -100,10 +106,14 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// of the stream that asks now.
     bool of_another_stream = false;
     std::shared_ptr<const Recipe> recipe;
+    /// More than ever is handed over, and more than the budget: the caller then says to whom, see note_burst().
+    bool burst = false;
   };
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
-  /// stream) is made to wait for the copy. Errors: SpillError, CorruptTensor, OutOfBudget.
+  /// stream) is made to wait for the copy. Errors: SpillError, DeviceError, CorruptTensor, OutOfBudget.
   Unpacked unpack(Record& record, StreamId stream = kHostStream);
+  /// `node`: the node of the backward that the last unpack of `record` was for; empty where there was none.
+  void note_burst(const Record& record, std::string node);
   /// Moves the copies of accelerators on, as every pack and unpack does. Never waits.
   void pump();
   /// The storage over `memory` to use from now on: `mine`, or another thread's that was first.
@@ -145,7 +155,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// Threads: any.
   std::shared_ptr<void> extension(const std::function<std::shared_ptr<void>()>& make);
 
-  void note_handed_over(Bytes change) noexcept { handed_over_ += change.count(); }
+  void note_handed_over(Bytes change) noexcept { host_.host_memory_handed_out += change.count(); }
 
   /// Around a fork: a child must not inherit the lock from a thread that it does not have.
   void lock_for_fork() { mutex_.lock(); }
@@ -171,7 +181,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // leaving.cpp: from resident memory down. May wait; REQUIRES: the lock is not held.
   void settle(Pass* pass, DeviceTier& tier);
   Bytes dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept;
-  void look_again_locked(DeviceTier& tier, int64_t at_most);
+  enum class Look { kForAll, kForDroppable };
+  void look_again_locked(DeviceTier& tier, int64_t at_most, Look look = Look::kForAll);
   void begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work);
   void drop_clean_locked(DeviceTier& tier, Bytes target, Work& work);
   void drop_locked(Resident& resident, Work& work);
@@ -201,7 +212,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);
   bool copies_run_locked() noexcept;
   void note_enqueued_locked(DeviceTier& tier);
-  void copy_out(const std::vector<CopyOut>& orders);
+  void copy_out(const Few<CopyOut>& orders);
   void copy_out_done(Passage& passage, const Status& status);
   void copy_out_failed_locked(Record& record, const Failure& failure);
   void part_locked(Record& record, const Resident& resident, Work& work);
@@ -221,6 +232,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void forsake_copy_in_locked(Record& record, Work& work);
   void begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work);
   void copy_in(const CopyIn& order);
+  static Failure failed_device(const Record& record, const Failure& why);
   void copy_in_refused(Record& record, const Failure& failure);
   void return_refused_locked(Record& record, const Failure& failure, Work& work);
   void copy_in_done(Passage& passage, const Status& status);
@@ -241,7 +253,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Record* arrived_locked(uint64_t record_id) noexcept;
 
   DeviceTier& tier_of(const View& view);
-  std::vector<DeviceTier*> all_tiers();
+  Few<DeviceTier*> all_tiers();
   void open_staging(std::optional<Bytes> most);
   void open_host_tier(const std::shared_ptr<Device>& device);
   void forget(Record& record) noexcept;
@@ -255,6 +267,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);
 
   const Options options_;
+  // After warm-up, what a tensor that leaves and comes back needs of these takes no memory of the heap.
+  const CachedAllocator<Record> records_;
+  const CachedAllocator<Resident> residents_;
+  const CachedAllocator<Passage> passages_;
+  const CachedAllocator<HostCopy> host_copy_objects_;
   Bytes min_bytes_;
   Bytes min_bytes_of_devices_;
   std::once_flag staging_opened_;
@@ -269,27 +286,27 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
-  std::atomic<int64_t> handed_over_{0};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // some transfer has ended
   std::deque<DeviceTier> tiers_;     // a device each, the host device first; grows only
   DeviceTier& host_;                 // of CPU tensors
-  std::unordered_map<const void*, Resident*> by_storage_;
+  std::map<const void*, Resident*, std::less<>, CachedAllocator<std::pair<const void* const, Resident*>>> by_storage_;
   IntrusiveList<Record> live_;
   // Records with a transfer under way, for its completion: an owning reference there could make an I/O thread the one
   // to end a record.
   std::unordered_map<uint64_t, Record*> under_way_;
   uint64_t next_record_ = 1;
   int64_t next_pass_ = 1;
+  size_t longest_sequence_ = 0;  // of the passes that ended
   std::optional<Bytes>
       full_at_;  // what the spill tier held when it had no room; asked again when it holds less, or later
   std::chrono::steady_clock::time_point full_until_;
   bool staging_full_ = false;  // until returned memory dies
   int64_t write_errors_ = 0;   // in a row
   std::string last_write_error_;
-  std::vector<std::shared_ptr<DeviceStorage>> buried_;  // of writes that ended: dropped on the next caller's thread
-  std::vector<std::string> warnings_;                   // for the next caller's thread
+  Few<std::shared_ptr<DeviceStorage>> buried_;  // of writes that ended: dropped on the next caller's thread
+  std::vector<std::string> warnings_;           // for the next caller's thread
   std::vector<std::string> warned_;
   WarningHandler warning_handler_;
   std::shared_ptr<Waiter> waiter_;

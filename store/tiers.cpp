@@ -101,7 +101,7 @@ StoreCore::~StoreCore() {
 int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
                           DeviceOptions how) {
   const Result<DeviceMemory> memory = device->memory();
-  auto link = std::make_shared<DeviceLink>(device, std::move(allocator));
+  auto link = std::make_shared<DeviceLink>(device, std::move(allocator), how.bandwidth);
   open_host_tier(device);
   std::lock_guard lock(mutex_);
   if (how.own_thread) {
@@ -176,14 +176,25 @@ Stats StoreCore::stats() const {
     for (const auto& [op, count] : recomputed_ops_) stats.recomputed_ops[op] = count;
     for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;
     for (const DeviceTier& tier : tiers_) {
-      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget}, tier.device->name()});
-      stats.referenced_elsewhere += tier.bytes(DeviceTier::Place::kElsewhere);
+      stats.devices.push_back({{tier.held(), tier.peak(), tier.budget},
+                               tier.device->name(),
+                               tier.handed_over(),
+                               tier.handed_over_peak(),
+                               tier.referenced_elsewhere(),
+                               tier.referenced_elsewhere_peak(),
+                               tier.alive_peak(),
+                               tier.burst});
       if (tier.link) links.push_back(tier.link);
     }
     // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.
     for (const DeviceStats& device : stats.devices) {
       stats.device.bytes += device.bytes;
       stats.device.peak_bytes += device.peak_bytes;
+      stats.handed_over += device.handed_over;
+      stats.handed_over_peak += device.handed_over_peak;
+      stats.referenced_elsewhere += device.referenced_elsewhere;
+      stats.referenced_elsewhere_peak += device.referenced_elsewhere_peak;
+      stats.alive_peak += device.alive_peak;
       if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;
     }
   }
@@ -193,7 +204,6 @@ Stats StoreCore::stats() const {
     stats.h2d.bytes += link->in.stats().copied;
     stats.h2d.busy_s += link->in.stats().busy_s;
   }
-  stats.handed_over = Bytes(handed_over_.load());
   if (staging != nullptr) {
     const PoolStats pool = staging->stats();
     stats.host.bytes = pool.slab_bytes;

@@ -1,6 +1,7 @@
 // What a call found to do while it held the core's lock, and does after letting go.
 #pragma once
 
+#include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/store/store_core.h>
 
 #include <memory>
@@ -68,15 +69,15 @@ class StoreCore::Work {
     CopyJobPtr job;
   };
 
-  std::vector<Part> parted;
-  std::vector<CopyOut> copies_out;
-  std::vector<CopyIn> copies_in;
+  Few<Part> parted;
+  Few<CopyOut> copies_out;
+  Few<CopyIn> copies_in;
   std::vector<Sink> sinks;
   std::vector<Read> lifts;
-  std::vector<CancelledCopy> cancelled_copies;
+  Few<CancelledCopy> cancelled_copies;
 
-  std::vector<std::shared_ptr<Resident>> dropped;
-  std::vector<std::shared_ptr<DeviceStorage>> exhumed;
+  Few<std::shared_ptr<Resident>> dropped;
+  Few<std::shared_ptr<DeviceStorage>> exhumed;
   std::vector<Write> writes;
   std::vector<Read> reads;
   std::vector<SpillTier::TransferId> cancelled;

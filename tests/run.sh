@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests, C++ (ctest) and Python (pytest), after setting up whatever is missing. --long adds those that take minutes (sanitizers, long sweeps).
+# All tests, C++ (ctest) and Python (pytest), after setting up whatever is missing. --long adds those that take minutes (sanitizers), and lets sweeps over
+# seeds try all of theirs instead of ending after EBBTIDE_SWEEP_SECONDS (90).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"

@@ -1,4 +1,4 @@
-"""The last lines of run.sh: each skip with its reason, and the totals of the JUnit files given.
+"""The last lines of run.sh: how far sweeps came, each skip with its reason, and the totals of the JUnit files given.
 
 Usage: summary.py STATUS FILE...; exits 1 if STATUS is not 0, a file is missing (its run broke off) or a test failed.
 """
@@ -16,7 +16,7 @@ def skip_reason(case: ElementTree.Element) -> str:
 
 
 def main(status: str, files: list[str]) -> int:
-    passed, failed, skipped = 0, 0, []
+    passed, failed, skipped, sweeps = 0, 0, [], []
     broken = status != "0"
     for file in files:
         if not Path(file).exists():
@@ -24,12 +24,15 @@ def main(status: str, files: list[str]) -> int:
             broken = True
             continue
         for case in ElementTree.parse(file).iter("testcase"):
+            sweeps += re.findall(r"^sweep: .*$", case.findtext("system-out") or "", re.MULTILINE)
             if case.find("failure") is not None or case.find("error") is not None:
                 failed += 1
             elif case.find("skipped") is not None:
                 skipped.append(f"{case.get('classname')}::{case.get('name')}: {skip_reason(case)}")
             else:
                 passed += 1
+    for line in sweeps:
+        print(line)
     for line in skipped:
         print("skipped", line)
     print(f"{passed} passed, {failed} failed, {len(skipped)} skipped")

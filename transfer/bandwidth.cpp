@@ -2,11 +2,11 @@
 
 namespace ebbtide {
 
-void Bandwidth::add(Bytes bytes, double seconds, LinkUse use) noexcept {
+void Bandwidth::add(Bytes transfer, Bytes moved, double seconds, LinkUse use) noexcept {
   static constexpr double kWeight = 0.2;  // of the newest: five transfers forget most of what was before
-  if (bytes.count() <= 0 || !(seconds > 0)) return;
-  double& mean = means(use)[size_class(bytes)];
-  const double now = static_cast<double>(bytes.count()) / seconds;
+  if (moved.count() <= 0 || !(seconds > 0)) return;
+  double& mean = means(use)[size_class(transfer)];
+  const double now = static_cast<double>(moved.count()) / seconds;
   mean = mean > 0 ? mean + kWeight * (now - mean) : now;
 }
 

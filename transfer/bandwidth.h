@@ -24,7 +24,9 @@ class Bandwidth {
   }
 
   /// Takes in one transfer. Ignores those without bytes or without duration: they say nothing.
-  void add(Bytes bytes, double seconds, LinkUse use) noexcept;
+  void add(Bytes bytes, double seconds, LinkUse use) noexcept { add(bytes, bytes, seconds, use); }
+  /// Of transfers of this size one after the other, or of a part of one, `moved` bytes took so long.
+  void add(Bytes transfer, Bytes moved, double seconds, LinkUse use) noexcept;
 
   /// Bytes a second for transfers of this size: the class's own mean, else that of the nearest class measured (the
   /// larger of two as near), else that of the other use; none before the first transfer.
@@ -36,6 +38,11 @@ class Bandwidth {
   static double nearest(const Means& means, size_t size_class) noexcept;
 
   std::array<Means, 2> means_{};
+};
+
+/// Of both directions of a device's link.
+struct LinkBandwidth {
+  Bandwidth out, in;
 };
 
 }  // namespace ebbtide

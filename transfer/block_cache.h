@@ -9,7 +9,8 @@
 
 namespace ebbtide {
 
-/// Grows to the most blocks in use at once. Threads: any. Lock: a leaf.
+/// Grows to the most blocks in use at once. Threads: any. Lock: a leaf, and never waited for: while another thread holds
+/// it, or held it at the fork that made this process, the heap serves.
 class BlockCache {
  public:
   BlockCache() = default;
@@ -21,15 +22,15 @@ class BlockCache {
 
   /// REQUIRES: always the same `bytes`, which hold a pointer at least.
   void* take(size_t bytes) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (free_ != nullptr) return std::exchange(free_, free_->next);
-    }
+    if (const std::unique_lock lock(mutex_, std::try_to_lock); lock && free_ != nullptr)
+      return std::exchange(free_, free_->next);
     return ::operator new(bytes);
   }
   void give(void* block) noexcept {
-    const std::lock_guard lock(mutex_);
-    free_ = new (block) Free{free_};
+    if (const std::unique_lock lock(mutex_, std::try_to_lock); lock)
+      free_ = new (block) Free{free_};
+    else
+      ::operator delete(block);
   }
 
  private:

@@ -1,6 +1,7 @@
 // One record's way across a link: its copies, what they wait for, and how far they have come.
 #pragma once
 
+#include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/transfer/copy_chunks.h>
 #include <ebbtide/transfer/device.h>
@@ -94,6 +95,7 @@ class CopyJob {
   // Guarded by the lane's mutex, but for request_, which belongs to the thread that holds the job, and at the end to
   // the one that delivers it.
   CopyRequest request_;
+  Bytes bytes_;                  // of all its chunks
   size_t next_chunk_ = 0;        // the first chunk that is not enqueued yet
   size_t unrecorded_bytes_ = 0;  // enqueued, but the device had no event to put after them
   int batches_in_flight_ = 0;

@@ -9,7 +9,7 @@ namespace {
 
 size_t total_bytes(const CopyChunks& chunks, size_t first) {
   size_t bytes = 0;
-  for (size_t i = first; i < chunks.size(); ++i) bytes += chunks[i].bytes;
+  for (size_t i = first; i < chunks.size(); ++i) bytes += chunks[i].total_bytes();
   return bytes;
 }
 
@@ -20,7 +20,8 @@ CopyLane::CopyLane(Device& device, const Clock& clock, Direction direction, Copy
       clock_(clock),
       direction_(direction),
       stream_(device.copy_stream(direction)),
-      options_(std::move(options)) {}
+      options_(std::move(options)),
+      bandwidth_(options_.bandwidth) {}
 
 CopyLane::~CopyLane() {
   close();
@@ -34,7 +35,8 @@ CopyJobPtr CopyLane::submit(CopyRequest request) {
   {
     Lock lock(mutex_);
     ++stats_.jobs;
-    stats_.queued += Bytes(static_cast<int64_t>(total_bytes(job->request_.chunks, 0)));
+    job->bytes_ = Bytes(static_cast<int64_t>(total_bytes(job->request_.chunks, 0)));
+    stats_.queued += job->bytes_;
     queue_.push_back(job);
     if (closed_) cancel_locked(job);
   }
@@ -106,21 +108,26 @@ Bandwidth CopyLane::bandwidth() const {
 // REQUIRES: pumping_, so that no other thread takes batches away.
 void CopyLane::poll(Lock& lock) {
   while (!in_flight_.empty()) {
-    const EventPtr event = in_flight_.front().event;
+    const EventPtr event = in_flight_.front().event, timed_from = in_flight_.front().timed_from;
     lock.unlock();
     const Result<bool> passed = device_.passed(event);
     const Time now = clock_.now();
+    std::optional<double> timed;
+    if (timed_from && passed.ok() && passed.value())
+      if (const Result<double> seconds = device_.seconds_between(timed_from, event); seconds.ok())
+        timed = seconds.value();
     lock.lock();
     if (passed.ok() && !passed.value()) {
       in_flight_.front().last_pending = now;
       return;  // one stream: nothing behind it has passed, or it is seen to a moment later
     }
+    if (!passed.ok() && !means_lost(passed.failure().code)) return;  // nobody knows: its memory stays in use
     const Batch batch = std::move(in_flight_.front());
     in_flight_.pop_front();
     const CopyJobPtr& job = batch.job;
     --job->batches_in_flight_;
     if (passed.ok()) {
-      measure_locked(batch, now);
+      measure_locked(batch, now, timed);
       stats_.copied += batch.bytes;
     } else if (!job->failure_) {
       job->failure_ = passed.failure();  // the device is lost: it touches memory no more, nor takes the job's next copy
@@ -151,7 +158,8 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   CopyRequest& request = job->request_;
   const size_t first = job->next_chunk_;
   job->held_ = true;
-  ++enqueuing_;
+  const int64_t turn = ++enqueues_;
+  const bool timing = enqueuing_++ == 0 && wants_timing_locked(*job);
   lock.unlock();
 
   const Time begin = clock_.now();
@@ -160,23 +168,25 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
     if (Status waiting = device_.wait(stream_, request.after); !waiting.ok()) broken = waiting.failure();
     request.after.reset();
   }
+  Result<EventPtr> timed_from = EventPtr();
+  if (timing && !broken) timed_from = device_.record_timed(stream_);  // a failure is not the job's
+  const bool timed = timed_from.ok() && timed_from.value();
   size_t next = first;
   size_t bytes = 0;
-  for (; next < chunks_end && !broken; ++next) {
-    const CopyChunk& chunk = request.chunks[next];
-    if (Status copied = device_.copy(chunk.to, chunk.from, chunk.bytes, direction_, stream_); !copied.ok()) {
-      broken = copied.failure();
-      break;
-    }
-    bytes += chunk.bytes;
+  if (!broken && first < chunks_end) {
+    CopiesEnqueued copies =
+        device_.copy_each({request.chunks.begin() + first, chunks_end - first}, direction_, stream_);
+    for (; next < first + copies.count; ++next) bytes += request.chunks[next].total_bytes();
+    broken = std::move(copies.refused);
   }
   // After a failed copy those before it run: the job's next turn is for the event after them.
   std::optional<Result<EventPtr>> event;
-  if (!broken) event = device_.record(stream_);
+  if (!broken) event = timed ? device_.record_timed(stream_) : device_.record(stream_);
   const Time now = clock_.now();
 
   lock.lock();
   --enqueuing_;
+  if (!timed_from.ok() && timed_from.failure().code == FailureCode::kUnsupported) times_ = false;
   job->held_ = false;
   job->next_chunk_ = next;
   job->unrecorded_bytes_ += bytes;
@@ -184,11 +194,12 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   count_in_flight_locked(static_cast<int64_t>(bytes));
   std::optional<Failure> no_event;
   if (event && event->ok()) {
-    in_flight_.push_back(
-        Batch{job, event->value(), Bytes(static_cast<int64_t>(job->unrecorded_bytes_)), begin, now, opposite_busy()});
+    const bool mixed = turn != enqueues_;  // with another job's copies
+    in_flight_.push_back(Batch{job, event->value(), timed && !mixed ? std::move(timed_from).value() : nullptr,
+                               Bytes(static_cast<int64_t>(job->unrecorded_bytes_)), begin, now, opposite_busy()});
     ++job->batches_in_flight_;
     job->unrecorded_bytes_ = 0;
-  } else if (event && event->failure().code == FailureCode::kOverCapacity) {
+  } else if (event && !means_lost(event->failure().code)) {
     no_event = event->failure();
   } else if (event) {
     broken = event->failure();  // the device is lost: it touches memory no more
@@ -235,7 +246,7 @@ size_t CopyLane::fitting_end_locked(const CopyJob& job) const {
   int64_t in_flight = stats_.in_flight.count();
   size_t end = job.next_chunk_;
   while (end < chunks.size()) {
-    const auto bytes = static_cast<int64_t>(chunks[end].bytes);
+    const auto bytes = static_cast<int64_t>(chunks[end].total_bytes());
     if (in_flight > 0 && in_flight + bytes > options_.max_in_flight.count()) break;
     in_flight += bytes;
     ++end;
@@ -293,15 +304,28 @@ bool CopyLane::opposite_busy() const noexcept {
   return options_.link && (direction_ == Direction::kOut ? options_.link->in_bytes : options_.link->out_bytes) > 0;
 }
 
-// Wall time, as far as polling shows it: from when the batch could start (enqueued, and the one before it seen to have
-// passed) to when it was seen to have passed. Time in which it waited for its producer counts: what is measured is what
-// a planner gets. Left out are batches that nobody looked at near their end, and those with traffic the other way for a
-// part of the time.
-void CopyLane::measure_locked(const Batch& batch, Time end) {
-  const Time begin = std::max(batch.begin, last_end_);
-  if ((end - batch.last_pending) * 8 > end - begin || opposite_busy() != batch.duplex) return;
-  bandwidth_.add(batch.bytes, std::chrono::duration<double>(end - begin).count(),
-                 batch.duplex ? LinkUse::kDuplex : LinkUse::kAlone);
+// Timing costs two events more, so only some batches are timed. Copies enqueued earlier that still await an event would
+// be counted in, though they ran before.
+bool CopyLane::wants_timing_locked(const CopyJob& job) noexcept {
+  constexpr int kTimedOneIn = 8;
+  if (!times_ || job.unrecorded_bytes_ > 0) return false;
+  return batches_[Bandwidth::size_class(job.bytes_)]++ % kTimedOneIn == 0;
+}
+
+// Without timed events: wall time, as far as polling shows it: from when the batch could start (enqueued, and the one
+// before it seen to have passed) to when it was seen to have passed. Left out are batches that nobody looked at near
+// their end. In both ways those with traffic the other way for a part of the time.
+void CopyLane::measure_locked(const Batch& batch, Time end, std::optional<double> timed) {
+  if (opposite_busy() != batch.duplex) return;
+  double seconds = 0;
+  if (timed) {
+    seconds = *timed;
+  } else if (!times_) {
+    const Time begin = std::max(batch.begin, last_end_);
+    if ((end - batch.last_pending) * 8 > end - begin) return;
+    seconds = std::chrono::duration<double>(end - begin).count();
+  }
+  bandwidth_.add(batch.job->bytes_, batch.bytes, seconds, batch.duplex ? LinkUse::kDuplex : LinkUse::kAlone);
 }
 
 }  // namespace ebbtide

@@ -25,6 +25,7 @@
 #include <ebbtide/transfer/copy_job.h>
 #include <ebbtide/transfer/device.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -49,6 +50,8 @@ struct CopyLaneOptions {
   Bytes max_in_flight = MiB(64);
   /// Shared by the two lanes of a device; null: this lane is alone on its link.
   std::shared_ptr<LinkLoad> link;
+  /// What is known of this direction's speed: measured before (measure_link.h), or by another lane.
+  Bandwidth bandwidth = {};
 };
 
 struct CopyLaneStats {
@@ -89,8 +92,8 @@ class CopyLane {
   CopyJobPtr submit(CopyRequest request);
 
   /// The job is needed now: enqueues what is left of it, past the queue and above the cap, and returns its event.
-  /// Errors: the job's failure, kCancelled; kOverCapacity where the device had no event to give (the job goes on; ask
-  /// again).
+  /// Errors: the job's failure, kCancelled; where the device had no event to give, why not: the job, still kQueued, goes
+  /// on (ask again).
   Result<EventPtr> demand(const CopyJobPtr& job);
 
   /// Withdraws the copies that are not enqueued yet. If there were any, the job ends as kCancelled as soon as those
@@ -108,6 +111,9 @@ class CopyLane {
   bool idle() const;
 
   CopyLaneStats stats() const;
+  /// By the size of whole jobs, which is what a planner asks about, whatever they were cut into. Where the device times
+  /// events: from when a job's copies could run to their end. Else as far as polling shows it, and then the time in which
+  /// they waited for their producer counts too.
   Bandwidth bandwidth() const;
 
  private:
@@ -122,6 +128,7 @@ class CopyLane {
   struct Batch {
     CopyJobPtr job;
     EventPtr event;
+    EventPtr timed_from;  // before the first copy; null: not timed
     Bytes bytes;
     Time begin;         // before the first copy was enqueued
     Time last_pending;  // the latest time at which they had surely not all passed, as far as the lane saw
@@ -141,7 +148,8 @@ class CopyLane {
   void become_locked(CopyJob& job, CopyState state);
   void count_in_flight_locked(int64_t bytes);
   bool opposite_busy() const noexcept;
-  void measure_locked(const Batch& batch, Time end);
+  bool wants_timing_locked(const CopyJob& job) noexcept;
+  void measure_locked(const Batch& batch, Time end, std::optional<double> timed);
 
   Device& device_;
   const Clock& clock_;
@@ -163,6 +171,9 @@ class CopyLane {
   Time last_end_{0};  // when the last batch was seen to have passed
   CopyLaneStats stats_;
   Bandwidth bandwidth_;
+  bool times_ = true;                                   // until the device says that it does not time events
+  int64_t enqueues_ = 0;                                // so far
+  std::array<uint8_t, Bandwidth::kClasses> batches_{};  // so far, to time some of each size
 };
 
 }  // namespace ebbtide

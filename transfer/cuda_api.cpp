@@ -78,6 +78,9 @@ class DriverCudaApi final : public CudaApi {
                                          CudaStream stream) noexcept override {
     return entries_.memcpy_device_to_host_async(to, from, bytes, stream);
   }
+  CudaResult memcpy_2d_async(const CudaMemcpy2D* copy, CudaStream stream) noexcept override {
+    return entries_.memcpy_2d_async(copy, stream);
+  }
   CudaResult memory_get_info(size_t* free, size_t* total) noexcept override {
     return entries_.memory_get_info(free, total);
   }

@@ -57,6 +57,28 @@ enum class CudaResult : int {
 enum class CudaCaptureMode : int { kGlobal = 0, kThreadLocal = 1, kRelaxed = 2 };
 enum class CudaCaptureStatus : int { kNone = 0, kActive = 1, kInvalidated = 2 };
 
+enum class CudaMemoryType : int { kHost = 1, kDevice = 2 };
+
+/// CUDA_MEMCPY2D.
+struct CudaMemcpy2D {
+  size_t from_x = 0, from_y = 0;
+  CudaMemoryType from_type{};
+  const void* from_host = nullptr;
+  CudaAddress from_device = 0;
+  void* from_array = nullptr;
+  size_t from_pitch = 0;
+
+  size_t to_x = 0, to_y = 0;
+  CudaMemoryType to_type{};
+  void* to_host = nullptr;
+  CudaAddress to_device = 0;
+  void* to_array = nullptr;
+  size_t to_pitch = 0;
+
+  size_t width = 0;  // bytes
+  size_t height = 0;
+};
+
 inline constexpr unsigned kCudaStreamNonBlocking = 1;
 inline constexpr unsigned kCudaEventDisableTiming = 2;
 inline constexpr unsigned kCudaHostRegisterPortable = 1;
@@ -101,6 +123,7 @@ class CudaApi {
                                                  CudaStream stream) noexcept = 0;
   virtual CudaResult memcpy_device_to_host_async(void* to, CudaAddress from, size_t bytes,
                                                  CudaStream stream) noexcept = 0;
+  virtual CudaResult memcpy_2d_async(const CudaMemcpy2D* copy, CudaStream stream) noexcept = 0;
   virtual CudaResult memory_get_info(size_t* free, size_t* total) noexcept = 0;
   virtual CudaResult host_register(void* data, size_t bytes, unsigned flags) noexcept = 0;
   virtual CudaResult host_unregister(void* data) noexcept = 0;

@@ -1,4 +1,5 @@
 #include <ebbtide/transfer/cuda_context.h>
+#include <ebbtide/transfer/device.h>
 
 namespace ebbtide {
 
@@ -22,7 +23,7 @@ FailureCode failure_code(CudaResult result) noexcept {
     case CudaResult::kDeinitialized:
       return FailureCode::kCancelled;
     default:
-      return FailureCode::kIo;
+      return FailureCode::kDeviceLost;
   }
 }
 
@@ -44,7 +45,7 @@ std::optional<Failure> CudaContext::lost() const {
 
 Failure CudaContext::failure(CudaResult result, std::string_view doing) {
   Failure failure{failure_code(result), 0, describe(result, doing)};
-  if (failure.code == FailureCode::kIo || failure.code == FailureCode::kCancelled) {
+  if (means_lost(failure.code)) {
     const std::lock_guard lock(mutex_);
     if (!lost_) lost_ = failure;
     is_lost_.store(true, std::memory_order_release);

@@ -18,8 +18,8 @@ namespace ebbtide {
 /// Lifetime: shared by the device and its events. The driver's count of the context is not given back: where it is the
 ///           last, that would wait for the device and destroy what other code still uses. CUDA's runtime does the same.
 /// Errors:   code by what the driver said: kOverCapacity (out of memory), kInvalid (an argument, a handle, a stream that
-///           is being captured), kUnsupported (refused by the system). All else means that the context is lost: kIo, or
-///           kCancelled where the driver has ended with the process; every later call says so without asking the driver.
+///           is being captured), kUnsupported (refused by the system). All else means that the context is lost: kDeviceLost,
+///           or kCancelled where the driver has ended with the process; every later call says so without asking the driver.
 class CudaContext {
  public:
   /// The context that CUDA's runtime, and with it torch, uses for the device.
@@ -85,7 +85,7 @@ constexpr bool is_capture_error(CudaResult result) noexcept {
   return result >= CudaResult::kStreamCaptureUnsupported && result <= CudaResult::kStreamCaptureWrongThread;
 }
 
-/// The code of a failure by this result; kIo and kCancelled: the context is lost.
+/// The code of a failure by this result; means_lost() of it: the context is lost.
 FailureCode failure_code(CudaResult result) noexcept;
 
 }  // namespace ebbtide

@@ -20,6 +20,33 @@ CudaAddress address(const void* data) {
   return reinterpret_cast<uintptr_t>(data);
 }
 
+CudaResult enqueue_rows(CudaApi& api, const CopyChunk& rows, bool out, CudaStream stream) {
+  CudaMemcpy2D copy;
+  copy.from_pitch = rows.from_pitch;
+  copy.to_pitch = rows.to_pitch;
+  copy.width = rows.bytes;
+  copy.height = rows.rows;
+  if (out) {
+    copy.from_type = CudaMemoryType::kDevice;
+    copy.from_device = address(rows.from);
+    copy.to_type = CudaMemoryType::kHost;
+    copy.to_host = rows.to;
+  } else {
+    copy.from_type = CudaMemoryType::kHost;
+    copy.from_host = rows.from;
+    copy.to_type = CudaMemoryType::kDevice;
+    copy.to_device = address(rows.to);
+  }
+  return api.memcpy_2d_async(&copy, stream);
+}
+
+CudaResult enqueue(CudaApi& api, const CopyChunk& chunk, bool out, CudaStream stream) {
+  if (chunk.total_bytes() == 0) return kSuccess;
+  if (chunk.rows > 1) return enqueue_rows(api, chunk, out, stream);
+  return out ? api.memcpy_device_to_host_async(chunk.to, address(chunk.from), chunk.bytes, stream)
+             : api.memcpy_host_to_device_async(address(chunk.to), chunk.from, chunk.bytes, stream);
+}
+
 }  // namespace
 
 CudaDevice::CudaDevice(std::shared_ptr<CudaContext> context)
@@ -131,13 +158,33 @@ Result<bool> CudaDevice::passed(const EventPtr& event) {
 }
 
 Status CudaDevice::copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) {
-  if (bytes == 0) return success();
-  if (Status free = refuse_if_capturing(stream); !free.ok()) return free;
+  const CopyChunk chunk{to, from, bytes};
+  CopiesEnqueued enqueued = copy_each({&chunk, 1}, direction, stream);
+  return enqueued.refused ? Status(*std::move(enqueued.refused)) : success();
+}
+
+Status CudaDevice::copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) {
+  const CopyChunk chunk{to, from, rows.row_bytes, rows.count, rows.to_pitch, rows.from_pitch};
+  CopiesEnqueued enqueued = copy_each({&chunk, 1}, direction, stream);
+  return enqueued.refused ? Status(*std::move(enqueued.refused)) : success();
+}
+
+CopiesEnqueued CudaDevice::copy_each(std::span<const CopyChunk> chunks, Direction direction, StreamId stream) {
+  CopiesEnqueued enqueued;
+  if (Status free = refuse_if_capturing(stream); !free.ok()) {
+    enqueued.refused = std::move(free).failure();
+    return enqueued;
+  }
   const bool out = direction == Direction::kOut;
-  return context_->run(out ? "Copying from the device" : "Copying to the device", [&](CudaApi& api) {
-    return out ? api.memcpy_device_to_host_async(to, address(from), bytes, handle(stream))
-               : api.memcpy_host_to_device_async(address(to), from, bytes, handle(stream));
+  Status copied = context_->run(out ? "Copying from the device" : "Copying to the device", [&](CudaApi& api) {
+    for (; enqueued.count < chunks.size(); ++enqueued.count) {
+      const CudaResult result = enqueue(api, chunks[enqueued.count], out, handle(stream));
+      if (result != kSuccess) return result;
+    }
+    return kSuccess;
   });
+  if (!copied.ok()) enqueued.refused = std::move(copied).failure();
+  return enqueued;
 }
 
 Status CudaDevice::synchronize(const EventPtr& event) {

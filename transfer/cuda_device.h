@@ -8,6 +8,7 @@
 
 #include <array>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -41,18 +42,17 @@ class CudaDevice final : public Device {
   Status wait(StreamId stream, const EventPtr& event) override;
   Result<bool> passed(const EventPtr& event) override;
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override;
+  CopiesEnqueued copy_each(std::span<const CopyChunk> chunks, Direction direction, StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
+  Result<EventPtr> record_timed(StreamId stream) override;
+  /// To half a microsecond.
+  Result<double> seconds_between(const EventPtr& begin, const EventPtr& end) override;
 
   /// For all devices of the process at once. Errors: kInvalid where some of it is registered already, kOverCapacity,
   /// kUnsupported.
   Status register_host(void* data, size_t bytes) override;
   void unregister_host(void* data, size_t bytes) noexcept override;
-
-  /// As record(), with the time: costs more, on the device too.
-  Result<EventPtr> record_timed(StreamId stream);
-  /// From `begin` to `end`, to half a microsecond. Errors: kInvalid where one is not of record_timed() or has not
-  /// passed.
-  Result<double> seconds_between(const EventPtr& begin, const EventPtr& end);
 
  private:
   explicit CudaDevice(std::shared_ptr<CudaContext> context);

@@ -32,6 +32,7 @@
   ENTRY(event_elapsed_time, cuEventElapsedTime, float*, CudaEvent, CudaEvent)                            \
   ENTRY(memcpy_host_to_device_async, cuMemcpyHtoDAsync_v2, CudaAddress, const void*, size_t, CudaStream) \
   ENTRY(memcpy_device_to_host_async, cuMemcpyDtoHAsync_v2, void*, CudaAddress, size_t, CudaStream)       \
+  ENTRY(memcpy_2d_async, cuMemcpy2DAsync_v2, const CudaMemcpy2D*, CudaStream)                            \
   ENTRY(memory_get_info, cuMemGetInfo_v2, size_t*, size_t*)                                              \
   ENTRY(host_register, cuMemHostRegister_v2, void*, size_t, unsigned)                                    \
   ENTRY(host_unregister, cuMemHostUnregister, void*)

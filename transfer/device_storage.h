@@ -6,8 +6,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace ebbtide {
+
+/// Knows whether a storage lives, without keeping it alive. Destroyed on any thread, also under a lock of the store.
+class EBBTIDE_API StorageWatch {
+ public:
+  virtual ~StorageWatch() = default;
+  virtual bool alive() const noexcept = 0;
+};
 
 /// A strong reference to one storage of the framework; hooks implement it.
 /// Lifetime: destroyed on threads of callers, never under a lock of the store: the last reference may run the
@@ -24,6 +32,8 @@ class EBBTIDE_API DeviceStorage {
   virtual bool plain() const noexcept = 0;
   /// What views of this storage name as theirs, see StoreCore::View.
   virtual const void* identity() const noexcept = 0;
+  /// Null where nothing can be known of its end.
+  virtual std::unique_ptr<StorageWatch> watch() const { return nullptr; }
 };
 
 }  // namespace ebbtide

@@ -52,6 +52,14 @@ Status HostDevice::copy(void* to, const void* from, size_t bytes, Direction, Str
   return success();
 }
 
+Status HostDevice::copy_rows(void* to, const void* from, const CopyRows& rows, Direction, StreamId stream) {
+  if (Status ours = only_host_stream(stream); !ours.ok()) return ours;
+  for (size_t row = 0; row < rows.count; ++row)
+    std::memcpy(static_cast<std::byte*>(to) + row * rows.to_pitch,
+                static_cast<const std::byte*>(from) + row * rows.from_pitch, rows.row_bytes);
+  return success();
+}
+
 Status HostDevice::synchronize(const EventPtr&) {
   return success();
 }

@@ -24,6 +24,7 @@ class HostDevice final : public Device {
   Status wait(StreamId stream, const EventPtr& event) override;
   Result<bool> passed(const EventPtr& event) override;
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
 
   /// Nothing to do: no DMA reads or writes this device's memory.

@@ -28,7 +28,8 @@ namespace {
 
 /// The Python class of an error, from ebbtide._errors. REQUIRES: the GIL.
 py::object error_class(ErrorCode code) {
-  static constexpr const char* kNames[] = {"ConfigError", "OutOfBudget", "SpillError", "CorruptTensor", "ClosedError"};
+  static constexpr const char* kNames[] = {"ConfigError",   "OutOfBudget", "SpillError",
+                                           "CorruptTensor", "ClosedError", "DeviceError"};
   return py::module_::import("ebbtide._errors").attr(kNames[static_cast<size_t>(code)]);
 }
 
@@ -101,7 +102,10 @@ py::dict to_dict(const Stats& stats) {
   result["disk_write"] = to_dict(stats.disk_write);
   result["disk_read"] = to_dict(stats.disk_read);
   result["handed_over"] = stats.handed_over.count();
+  result["handed_over_peak"] = stats.handed_over_peak.count();
   result["referenced_elsewhere"] = stats.referenced_elsewhere.count();
+  result["referenced_elsewhere_peak"] = stats.referenced_elsewhere_peak.count();
+  result["alive_peak"] = stats.alive_peak.count();
   result["passes"] = stats.passes;
   return result;
 }

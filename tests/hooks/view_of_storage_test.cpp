@@ -95,5 +95,74 @@ TEST(ViewOfStorageTest, TouchesItsFirstToItsLastByteAndStartsAlignedForEveryDtyp
   EXPECT_EQ(hull(x.view(-1).select(0, 1023)), std::pair(4080L, 4096L));
 }
 
+/// Byte for byte: which of [begin, end) the view touches.
+std::vector<bool> touched(const at::Tensor& tensor) {
+  const ViewOfStorage view(tensor);
+  std::vector<bool> bytes(static_cast<size_t>((view.end() - view.begin()).count()));
+  const auto itemsize = static_cast<int64_t>(tensor.itemsize());
+  std::vector<int64_t> index(static_cast<size_t>(tensor.dim()));
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    int64_t rest = i, at = tensor.storage_offset();
+    for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+      at += rest % tensor.size(d) * tensor.stride(d);
+      rest /= tensor.size(d);
+    }
+    for (int64_t byte = 0; byte < itemsize; ++byte)
+      bytes[static_cast<size_t>(at * itemsize + byte - view.begin().count())] = true;
+  }
+  return bytes;
+}
+std::vector<bool> touched(const Rows& rows, size_t hull) {
+  std::vector<bool> bytes(hull);
+  for (int64_t row = 0; row < rows.count; ++row)
+    for (int64_t byte = 0; byte < rows.row.count(); ++byte)
+      bytes[static_cast<size_t>(row * rows.pitch.count() + byte)] = true;
+  return bytes;
+}
+
+TEST(ViewOfStorageTest, RowsAreExactlyTheBytesOfTheView) {
+  const at::Tensor qkv = numbers({2, 5, 3, 4, 8});  // batch, token, of q, k and v, head, channel
+  const at::Tensor image = numbers({3, 8, 4, 4});
+  const std::vector<Case> rows = {
+      {"q of a fused qkv", qkv.select(2, 0)},
+      {"v, heads before tokens", qkv.select(2, 2).transpose(1, 2)},
+      {"half of a projection", numbers({6, 32}).chunk(2, 1)[1]},
+      {"some channels", image.narrow(1, 4, 2)},
+      {"a chunk of half precision", numbers({6, 32}).to(at::kHalf).chunk(2, 1)[1]},
+      {"every other row", numbers({9, 8}).slice(0, 0, 9, 2)},
+      {"a column", numbers({9, 8}).narrow(1, 4, 1)},
+      {"expanded q", qkv.select(2, 0).unsqueeze(0).expand({7, 2, 5, 4, 8})},
+      {"channels last, some channels", image.contiguous(at::MemoryFormat::ChannelsLast).narrow(1, 4, 4)},
+      {"conjugate", at::complex(image, image).conj().narrow(1, 4, 2)},
+  };
+  for (const auto& [name, tensor] : rows) {
+    SCOPED_TRACE(name);
+    const ViewOfStorage view(tensor);
+    const Rows got = view.rows();
+    EXPECT_GT(got.count, 1);
+    EXPECT_LT(got.row, got.pitch);
+    EXPECT_EQ(got.pitch * (got.count - 1) + got.row, view.end() - view.begin());
+    EXPECT_EQ(touched(got, touched(tensor).size()), touched(tensor));
+  }
+}
+
+TEST(ViewOfStorageTest, WhatIsNoRowsHasNone) {
+  const at::Tensor x = numbers({4, 6, 8});
+  const std::vector<Case> none = {
+      {"all", x},
+      {"transposed", x.transpose(0, 2)},
+      {"a run", x.narrow(0, 1, 2)},
+      {"one element", x.select(0, 1).select(0, 1).select(0, 4)},
+      {"rows of rows", x.narrow(1, 1, 3).narrow(2, 4, 4)},
+      {"overlapping", x.view(-1).unfold(0, 16, 4)},
+      {"expanded run", x.narrow(0, 1, 1).expand({4, 6, 8})},
+      {"not at a multiple of 16", x.view({24, 8}).narrow(1, 1, 4)},
+  };
+  for (const auto& [name, tensor] : none) {
+    SCOPED_TRACE(name);
+    EXPECT_TRUE(ViewOfStorage(tensor).rows().none());
+  }
+}
+
 }  // namespace
 }  // namespace ebbtide::test

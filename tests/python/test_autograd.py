@@ -360,6 +360,8 @@ def test_python_hooks_inside_the_scope_win(store):
             y = chain(x)
     assert seen
     assert store.stats()["saved"]["tensors"] == 0
+    taken = store.stats()["passed_through_reasons"]["Python hooks inside the scope"]
+    assert taken == {"tensors": len(seen), "bytes": 4 * SIZE * len(seen)}
     assert_same_bits(torch.autograd.grad(y, x), gradient(chain, x))
 
 

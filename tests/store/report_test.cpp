@@ -27,6 +27,42 @@ TEST(Report, SaysWhyNothingMoved) {
   EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("Nothing moved")));
 }
 
+DeviceStats with_burst(const std::string& node, Bytes bytes) {
+  DeviceStats device;
+  device.name = "chaos";
+  device.budget_bytes = MiB(100);
+  device.burst = {node, bytes, MiB(1000)};
+  return device;
+}
+
+TEST(Report, NamesTheCompiledGraphThatNoBudgetBounds) {
+  Stats stats;
+  stats.devices = {DeviceStats(), with_burst("CompiledFunctionBackward", MiB(900))};
+  EXPECT_THAT(render_report(stats, {}, {}),
+              HasSubstr("On chaos one compiled graph of 900 MiB: its backward asks for all of it at once, whatever "
+                        "device_budget (100 MiB) is. Compile per block: for block in model.blocks: block.compile()\n"));
+}
+
+TEST(Report, NamesTheNodeThatHadMoreThanTheBudget) {
+  Stats stats;
+  stats.devices = {DeviceStats(), with_burst("CompiledFunctionBackward", MiB(200))};  // compiled per block already
+  EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("block.compile()")));
+  stats.devices = {DeviceStats(), with_burst("MyFunctionBackward", MiB(200))};
+  EXPECT_THAT(render_report(stats, {}, {}),
+              HasSubstr("On chaos one node of the backward (MyFunctionBackward) had 200 MiB of saved tensors at once, "
+                        "over device_budget (100 MiB).\n"));
+}
+
+TEST(Report, SaysWhatIsAliveAndInNoBudget) {
+  Stats stats;
+  EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("in no budget")));
+  stats.handed_over_peak = MiB(12);
+  stats.referenced_elsewhere = stats.referenced_elsewhere_peak = MiB(3);
+  const std::string report = render_report(stats, {}, {});
+  EXPECT_THAT(report, HasSubstr("  handed over to nodes              0 B       12 MiB\n"));
+  EXPECT_THAT(report, HasSubstr("  referenced elsewhere            3 MiB        3 MiB\n"));
+}
+
 TEST(Report, NamesEachReasonWithItsBytes) {
   Stats stats;
   stats.passed_through_reasons["parameter or leaf"].add(MiB(3));

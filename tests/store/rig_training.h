@@ -23,8 +23,9 @@ struct RigTrainingOptions {
   std::string spill_to;  ///< empty: no disk
 };
 
-/// Each layer computes a tensor and saves it, and the memory of what the store lets go is handed out again at once; the
-/// backward looks at every word, in computations, of two passes that are alive together.
+/// Each layer computes a tensor and saves it, every third one rows of it, and the memory of what the store lets go is
+/// handed out again at once; the backward looks at every word that was saved, in computations, of two passes that are
+/// alive together.
 template <class Rig>
 class RigTraining {
  public:
@@ -70,6 +71,7 @@ class RigTraining {
 
  private:
   static constexpr int kLayers = 24;
+  static constexpr size_t kRow = 16 << 10;
 
   class Allocator final : public DeviceAllocator {
    public:
@@ -87,6 +89,7 @@ class RigTraining {
     std::shared_ptr<Record> record;
     uint32_t seed = 0;
     size_t bytes = 0;
+    size_t rows = 1;
   };
   struct PassInUse {
     std::shared_ptr<Pass> pass;
@@ -95,22 +98,31 @@ class RigTraining {
 
   PassInUse forward() {
     PassInUse made;
-    for (const size_t bytes : layers_) {
-      const uint32_t seed = ++seed_;
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+      const size_t bytes = layers_[layer];
+      const size_t rows = layer % 3 == 2 ? (bytes + kRow) / (2 * kRow) : 1;
+      const uint32_t seed = seed_ + 1;
+      seed_ += static_cast<uint32_t>(rows);
       const auto tensor =
           std::make_shared<DeviceMemoryImpl>(DeviceMemoryImpl{rig_.allocate(bytes, compute_), bytes, 0});
-      rig_.write(compute_, tensor->memory.get(), bytes, seed);
+      each_row(rows, bytes, [&](size_t at, size_t of_row, uint32_t row) {
+        rig_.write(compute_, tensor->memory.get() + at, of_row, seed + row);
+      });
       const Bytes size(static_cast<int64_t>(bytes));
-      const StoreCore::View view{.storage = tensor.get(),
-                                 .version_counter = &tensor->version,
-                                 .version = 0,
-                                 .begin = Bytes(0),
-                                 .end = size,
-                                 .footprint = size,
-                                 .device = number_,
-                                 .stream = compute_};
+      StoreCore::View view{.storage = tensor.get(),
+                           .version_counter = &tensor->version,
+                           .version = 0,
+                           .begin = Bytes(0),
+                           .end = size,
+                           .footprint = size,
+                           .device = number_,
+                           .stream = compute_};
+      if (rows > 1) {
+        view.rows = {Bytes(kRow), Bytes(2 * kRow), static_cast<int64_t>(rows)};
+        view.end = Bytes(static_cast<int64_t>((rows - 1) * 2 * kRow + kRow));
+      }
       auto packed = core_->pack(made.pass, view, [&] { return std::make_shared<ChaosStorage>(tensor); });
-      made.saved.push_back({std::move(packed.record), seed, bytes});
+      made.saved.push_back({std::move(packed.record), seed, bytes, rows});
     }
     core_->scope_ended(made.pass);
     return made;
@@ -122,9 +134,18 @@ class RigTraining {
     for (; !used.saved.empty(); used.saved.pop_back()) {
       const Saved& saved = used.saved.back();
       const StoreCore::Unpacked unpacked = core_->unpack(*saved.record, compute_);
-      rig_.check(compute_, unpacked.storage->data() - unpacked.origin.count(), saved.bytes, saved.seed);
+      const std::byte* const data = unpacked.storage->data() - unpacked.origin.count();
+      each_row(saved.rows, saved.bytes, [&](size_t at, size_t of_row, uint32_t row) {
+        rig_.check(compute_, data + at, of_row, saved.seed + row);
+      });
     }
     if (began) core_->task_ended(*used.pass, task);
+  }
+
+  /// All of a tensor is one row.
+  template <class Do>
+  static void each_row(size_t rows, size_t bytes, Do&& act) {
+    for (size_t row = 0; row < rows; ++row) act(row * 2 * kRow, rows == 1 ? bytes : kRow, static_cast<uint32_t>(row));
   }
 
   /// What is enqueued ends, and the store sees it.

@@ -133,6 +133,51 @@ TEST_F(StoreCoreTest, WhatSomebodyElseHoldsIsNotInTheBudget) {
   EXPECT_GT(core->stats().spill.bytes, Bytes(0));
 }
 
+// A compiled graph's node asks for all that it saved before it uses any: no budget bounds that.
+TEST_F(StoreCoreTest, WhatOneCallerUnpacksAtOnceIsHandedOver) {
+  auto core = StoreCore::open(options(KiB(128)));
+  Forward run = forward(*core, 9);
+  std::vector<std::shared_ptr<FakeStorage>> at_once;
+  bool burst = false;
+  for (int i = 8; i >= 0; --i) {
+    StoreCore::Unpacked unpacked = core->unpack(*run.records[i]);
+    burst |= unpacked.burst;
+    if (!unpacked.storage)
+      unpacked.storage = core->adopt(*run.records[i], unpacked.memory, std::make_shared<FakeStorage>(unpacked.memory));
+    at_once.push_back(std::static_pointer_cast<FakeStorage>(unpacked.storage));
+    unpacked = {};
+    const DeviceStats stats = core->stats().devices[0];
+    EXPECT_LE(stats.bytes, KiB(128) + Bytes(kSize));
+    EXPECT_LE(Bytes(kSize) * static_cast<int64_t>(at_once.size()), stats.bytes + stats.handed_over)
+        << "none is left out";
+  }
+  EXPECT_TRUE(burst);
+  core->note_burst(*run.records[0], "CompiledFunctionBackward");
+  const Burst noted = core->stats().devices[0].burst;
+  EXPECT_EQ(noted.node, "CompiledFunctionBackward");
+  EXPECT_EQ(noted.saved, Bytes(9 * kSize));
+  EXPECT_GE(noted.bytes, Bytes(8 * kSize));
+
+  run.records.clear();
+  const int64_t returned = core->stats().spilled.tensors;  // what was kept is the caller's as it ever was
+  EXPECT_GE(returned, 7);
+  EXPECT_EQ(core->stats().handed_over, Bytes(kSize) * returned) << "it outlives its record";
+  EXPECT_EQ(core->stats().device.bytes, Bytes(0));
+  at_once.clear();
+  EXPECT_EQ(core->stats().handed_over, Bytes(0));
+  EXPECT_GE(core->stats().handed_over_peak, Bytes(6 * kSize));
+}
+
+TEST_F(StoreCoreTest, WhatIsUnpackedInTurnIsNotHandedOver) {
+  auto core = StoreCore::open(options(KiB(128)));
+  Forward run = forward(*core, 9);
+  for (int i = 8; i >= 0; --i) {
+    EXPECT_FALSE(core->unpack(*run.records[i]).burst);
+    run.records[i].reset();
+  }
+  EXPECT_EQ(core->stats().handed_over_peak, Bytes(0));
+}
+
 TEST_F(StoreCoreTest, ViewsOfOneVersionAreOneRecordAndOfTwoAreTwo) {
   auto core = StoreCore::open(options(MiB(64)));
   std::shared_ptr<Pass> pass;

@@ -100,6 +100,33 @@ Result<bool> ChaosDevice::passed(const EventPtr& event) {
   return true;
 }
 
+Status ChaosDevice::copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) {
+  const std::lock_guard lock(mutex_);
+  if (auto refused = refuse_locked(Call::kCopy)) return *refused;
+  if (auto refused = refuse_stream_locked(stream)) return *refused;
+  if (rows.to_pitch < rows.row_bytes || rows.from_pitch < rows.row_bytes || rows.count == 0)
+    return complain_locked("rows that are copied overlap, or are none");
+  const size_t pitch = direction == Direction::kIn ? rows.to_pitch : rows.from_pitch;
+  if (!allocated_locked(direction == Direction::kIn ? to : from, (rows.count - 1) * pitch + rows.row_bytes))
+    return complain_locked("a copy of rows touches device memory that is not allocated");
+  const auto move = [=](size_t first, size_t end) {
+    for (size_t row = first; row < end; ++row)
+      std::memmove(static_cast<std::byte*>(to) + row * rows.to_pitch,
+                   static_cast<const std::byte*>(from) + row * rows.from_pitch, rows.row_bytes);
+  };
+  streams_.push(agent(stream), host_locked().clock, [=] { move(0, rows.count / 2); });
+  const StreamPoint point =
+      streams_.push(agent(stream), host_locked().clock, [=] { move(rows.count / 2, rows.count); });
+  for (size_t row = 0; row < rows.count; ++row) {
+    note_locked({static_cast<const std::byte*>(from) + row * rows.from_pitch, rows.row_bytes},
+                RaceDetector::Kind::kRead, point, "copy");
+    note_locked({static_cast<std::byte*>(to) + row * rows.to_pitch, rows.row_bytes}, RaceDetector::Kind::kWrite, point,
+                "copy");
+  }
+  streams_.turn();
+  return success();
+}
+
 Status ChaosDevice::copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) {
   const std::lock_guard lock(mutex_);
   if (auto refused = refuse_locked(Call::kCopy)) return *refused;
@@ -149,6 +176,11 @@ void ChaosDevice::unregister_host(void* data, size_t bytes) noexcept {
 StreamId ChaosDevice::make_stream(const std::string& name) {
   const std::lock_guard lock(mutex_);
   return add_stream_locked(name);
+}
+
+void ChaosDevice::end_stream(StreamId stream) {
+  const std::lock_guard lock(mutex_);
+  if (!refuse_stream_locked(stream)) ended_.insert(stream);
 }
 
 Result<std::shared_ptr<std::byte>> ChaosDevice::allocate(size_t bytes, StreamId stream, const std::string& name) {
@@ -310,14 +342,16 @@ std::optional<Failure> ChaosDevice::refuse_locked(Call call) {
   if (it == faults_.end() || it->second.first-- > 0) return std::nullopt;
   const Failure failure = it->second.second;
   faults_.erase(it);
-  const bool of_this_call = failure.code == FailureCode::kOverCapacity || failure.code == FailureCode::kInvalid;
-  if ((call == Call::kRecord || call == Call::kPassed) && !of_this_call) lost_ = failure;  // as Device has it
+  if ((call == Call::kRecord || call == Call::kPassed) && means_lost(failure.code))
+    lost_ = failure;  // as Device has it
   return failure;
 }
 
 std::optional<Failure> ChaosDevice::refuse_stream_locked(StreamId stream) {
-  if (stream != kHostStream && streams_.has(agent(stream))) return std::nullopt;
-  return complain_locked("there is no stream " + std::to_string(static_cast<uint64_t>(stream)));
+  if (stream == kHostStream || !streams_.has(agent(stream)))
+    return complain_locked("there is no stream " + std::to_string(static_cast<uint64_t>(stream)));
+  if (ended_.contains(stream)) return complain_locked("the stream \"" + stream_names_[agent(stream)] + "\" has ended");
+  return std::nullopt;
 }
 
 Result<const StreamPoint*> ChaosDevice::point_locked(const EventPtr& event) {

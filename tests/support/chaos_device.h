@@ -68,12 +68,16 @@ class ChaosDevice final : public Device {
   Status wait(StreamId stream, const EventPtr& event) override;
   Result<bool> passed(const EventPtr& event) override;
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
   Status register_host(void* data, size_t bytes) override;
   void unregister_host(void* data, size_t bytes) noexcept override;
 
   // What a framework does on a device.
   StreamId make_stream(const std::string& name);
+  /// What is enqueued there still runs; a call that names the stream from now on is misuse. Memory that was allocated for
+  /// it may be freed.
+  void end_stream(StreamId stream);
   /// Memory for use on `stream`, freed there when the last reference dies. Contents: poison, or an earlier owner's.
   /// Errors: kOverCapacity.
   Result<std::shared_ptr<std::byte>> allocate(size_t bytes, StreamId stream, const std::string& name);
@@ -154,6 +158,7 @@ class ChaosDevice final : public Device {
   RaceDetector detector_;
   uint32_t agents_ = 0;
   std::map<AgentId, std::string> stream_names_;
+  std::set<StreamId> ended_;
   std::deque<HostAgent> hosts_;               // the first is the program
   std::map<std::thread::id, size_t> acting_;  // which host agent a thread acts as
   std::array<StreamId, 2> copy_streams_{};

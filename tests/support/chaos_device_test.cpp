@@ -135,7 +135,7 @@ TEST_F(ChaosDeviceTest, FaultsComeWhenToldAndOnce) {
   EXPECT_TRUE(device_.record(compute_));
   EXPECT_FALSE(device_.record(compute_));
   EXPECT_TRUE(device_.record(compute_));
-  device_.lose({FailureCode::kIo, 0, "lost"});
+  device_.lose({FailureCode::kDeviceLost, 0, "lost"});
   EXPECT_FALSE(device_.record(compute_));
   EXPECT_FALSE(device_.record(compute_));
 }

@@ -28,7 +28,8 @@ std::byte* pointer(CudaAddress address) {
 }
 
 Failure loss(CudaResult result) {
-  return {FailureCode::kIo, 0, "The pretend device is lost: error " + std::to_string(static_cast<int>(result)) + "."};
+  return {FailureCode::kDeviceLost, 0,
+          "The pretend device is lost: error " + std::to_string(static_cast<int>(result)) + "."};
 }
 
 }  // namespace
@@ -330,6 +331,25 @@ CudaResult FakeCudaApi::memcpy_host_to_device_async(CudaAddress to, const void* 
 CudaResult FakeCudaApi::memcpy_device_to_host_async(void* to, CudaAddress from, size_t bytes,
                                                     CudaStream stream) noexcept {
   return copy_locked(to, pointer(from), bytes, Direction::kOut, stream, __func__);
+}
+
+CudaResult FakeCudaApi::memcpy_2d_async(const CudaMemcpy2D* copy, CudaStream stream) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (const auto ended = enter_locked(__func__, Needs::kContext)) return *ended;
+  const std::optional<StreamId> on = open_stream_locked(stream, __func__);
+  if (!on) return CudaResult::kInvalidHandle;
+  const bool out = copy->from_type == CudaMemoryType::kDevice && copy->to_type == CudaMemoryType::kHost;
+  const bool in = copy->from_type == CudaMemoryType::kHost && copy->to_type == CudaMemoryType::kDevice;
+  constexpr size_t kMostPitch = (size_t{1} << 31) - 1;  // CU_DEVICE_ATTRIBUTE_MAX_PITCH of every device there is
+  if ((!out && !in) || copy->from_x + copy->from_y + copy->to_x + copy->to_y != 0 || copy->from_array != nullptr ||
+      copy->to_array != nullptr || std::max(copy->from_pitch, copy->to_pitch) > kMostPitch)
+    return complain_locked("a copy of rows is not described as it should be", CudaResult::kInvalidValue);
+  const CopyRows rows{copy->width, copy->height, copy->to_pitch, copy->from_pitch};
+  void* const to = out ? copy->to_host : pointer(copy->to_device);
+  const void* const from = out ? pointer(copy->from_device) : copy->from_host;
+  const size_t host_bytes = (rows.count - 1) * (out ? rows.to_pitch : rows.from_pitch) + rows.row_bytes;
+  if (!registered_locked(out ? to : from, host_bytes)) ++pageable_copies_;
+  return answer_locked(current_locked().engine->copy_rows(to, from, rows, out ? Direction::kOut : Direction::kIn, *on));
 }
 
 CudaResult FakeCudaApi::memory_get_info(size_t* free, size_t* total) noexcept {

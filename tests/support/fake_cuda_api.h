@@ -92,6 +92,7 @@ class FakeCudaApi final : public CudaApi {
   CudaResult memcpy_host_to_device_async(CudaAddress to, const void* from, size_t bytes,
                                          CudaStream stream) noexcept override;
   CudaResult memcpy_device_to_host_async(void* to, CudaAddress from, size_t bytes, CudaStream stream) noexcept override;
+  CudaResult memcpy_2d_async(const CudaMemcpy2D* copy, CudaStream stream) noexcept override;
   CudaResult memory_get_info(size_t* free, size_t* total) noexcept override;
   CudaResult host_register(void* data, size_t bytes, unsigned flags) noexcept override;
   CudaResult host_unregister(void* data) noexcept override;

@@ -35,7 +35,14 @@ class LateDevice : public Device {
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
     return device_->copy(to, from, bytes, direction, stream);
   }
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override {
+    return device_->copy_rows(to, from, rows, direction, stream);
+  }
   Status synchronize(const EventPtr& event) override { return device_->synchronize(event); }
+  Result<EventPtr> record_timed(StreamId stream) override { return device_->record_timed(stream); }
+  Result<double> seconds_between(const EventPtr& begin, const EventPtr& end) override {
+    return device_->seconds_between(begin, end);
+  }
   Status register_host(void* data, size_t bytes) override { return device_->register_host(data, bytes); }
   void unregister_host(void* data, size_t bytes) noexcept override { device_->unregister_host(data, bytes); }
 

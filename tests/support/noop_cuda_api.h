@@ -58,6 +58,7 @@ class NoopCudaApi final : public CudaApi {
     return kDone;
   }
   CudaResult memcpy_device_to_host_async(void*, CudaAddress, size_t, CudaStream) noexcept override { return kDone; }
+  CudaResult memcpy_2d_async(const CudaMemcpy2D*, CudaStream) noexcept override { return kDone; }
   CudaResult memory_get_info(size_t* free, size_t* total) noexcept override { return *free = *total = 0, kDone; }
   CudaResult host_register(void*, size_t, unsigned) noexcept override { return kDone; }
   CudaResult host_unregister(void*) noexcept override { return kDone; }

@@ -23,13 +23,13 @@ inline void write_pattern(std::byte* to, size_t bytes, uint32_t seed) noexcept {
   }
 }
 
-/// How many words are not the pattern's.
-inline uint32_t count_wrong(const std::byte* from, size_t bytes, uint32_t seed) noexcept {
+/// How many words are not the pattern's from its word `first` on.
+inline uint32_t count_wrong(const std::byte* from, size_t bytes, uint32_t seed, size_t first = 0) noexcept {
   uint32_t wrong = 0;
   for (uint32_t i = 0; i < bytes / 4; ++i) {
     uint32_t word = 0;
     std::memcpy(&word, from + size_t{4} * i, 4);
-    wrong += word != pattern_word(seed, i);
+    wrong += word != pattern_word(seed, static_cast<uint32_t>(first) + i);
   }
   return wrong;
 }

@@ -30,6 +30,14 @@ TEST(Bandwidth, FollowsChangesWithoutJumping) {
   EXPECT_NEAR(*bandwidth.bytes_per_second(Bytes(1000), LinkUse::kAlone), 2000, 1);
 }
 
+TEST(Bandwidth, APartOfATransferCountsForTheSizeOfTheWhole) {
+  Bandwidth bandwidth;
+  bandwidth.add(MiB(16), MiB(1), 0.5, LinkUse::kAlone);
+  bandwidth.add(KiB(64), KiB(640), 10, LinkUse::kAlone);
+  EXPECT_DOUBLE_EQ(*bandwidth.bytes_per_second(MiB(16), LinkUse::kAlone), 2 << 20);
+  EXPECT_DOUBLE_EQ(*bandwidth.bytes_per_second(KiB(64), LinkUse::kAlone), 64 << 10);
+}
+
 TEST(Bandwidth, FallsBackToTheNearestClassThenToTheOtherUse) {
   Bandwidth bandwidth;
   bandwidth.add(KiB(64), 1, LinkUse::kDuplex);

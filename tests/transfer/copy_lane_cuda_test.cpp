@@ -82,7 +82,8 @@ TEST_F(CopyLaneOnCuda, CancelWaitsForWhatIsInFlight) {
 }
 
 TEST_F(CopyLaneOnCuda, WithoutMemoryForAnEventAJobGoesOnLater) {
-  rig_.api().fail("event_record", 1, CudaResult::kOutOfMemory);  // the first is the test's own
+  rig_.api().fail("event_record", 2,
+                  CudaResult::kOutOfMemory);  // the first is the test's, the second begins the timing
   const CopyJobPtr job = submit("job", 2);
   EXPECT_EQ(job->event(), nullptr);
   lane_.pump();
@@ -108,6 +109,61 @@ TEST_F(CopyLaneOnCuda, ALostDeviceEndsEverythingWithTheFirstReason) {
   EXPECT_THAT(done_, ElementsAre("first failed", "queued failed"));
   EXPECT_THAT(first->failure().message, testing::HasSubstr("CUDA_ERROR_700"));
   EXPECT_EQ(queued->failure().message, first->failure().message);
+}
+
+/// The pretend driver's time is a millisecond a record: one from before a batch's copies to after them.
+TEST_F(CopyLaneOnCuda, TimedEventsMeasureWhatJobsOfThatSizeGet) {
+  const size_t large = 20, most = 4;  // chunks: over and under 64 KiB, at most 4 at once
+  submit("large", large);
+  submit("small", 1);
+  while (!lane_.idle()) let_pass();
+  EXPECT_DOUBLE_EQ(*lane_.bandwidth().bytes_per_second(Bytes(large * kChunk), LinkUse::kAlone), most * kChunk / 1e-3)
+      << "its first batch was timed";
+  EXPECT_DOUBLE_EQ(*lane_.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone), kChunk / 1e-3);
+}
+
+TEST_F(CopyLaneOnCuda, OneBatchInEightIsTimed) {
+  for (int i = 0; i < 32; ++i) {
+    submit("job", 1);
+    let_pass();
+  }
+  EXPECT_EQ(rig_.api().calls("event_elapsed_time"), 4);
+  EXPECT_EQ(rig_.api().calls("event_record"), 32 * 2 + 4) << "after the tensor, after its copy, and before a timed one";
+}
+
+TEST_F(CopyLaneOnCuda, ABatchThatCannotBeTimedIsCopiedAllTheSame) {
+  ASSERT_TRUE(rig_.cuda().record(compute_));  // the pool has one for what is not timed
+  rig_.api().fail("event_create", 0, CudaResult::kOutOfMemory);
+  submit("job", 1);
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("job ok"));
+  EXPECT_FALSE(lane_.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone));
+}
+
+/// Three of four calls of the driver's were for that, a chunk.
+TEST_F(CopyLaneOnCuda, TheContextIsEnteredOnceForAllChunksOfABatch) {
+  submit("warm", 1);
+  let_pass();
+  const auto calls_for = [&](size_t chunks) {
+    const int before = rig_.api().calls("thread_exchange_stream_capture_mode");
+    submit("job", chunks);
+    return rig_.api().calls("thread_exchange_stream_capture_mode") - before;
+  };
+  const int one = calls_for(1);
+  let_pass();
+  EXPECT_EQ(calls_for(4), one);
+  let_pass();
+  EXPECT_EQ(rig_.api().calls("memcpy_host_to_device_async"), 1 + 1 + 4);
+}
+
+TEST_F(CopyLaneOnCuda, AChunkThatIsRefusedEndsTheJobWhenThoseBeforeItHavePassed) {
+  rig_.api().fail("memcpy_host_to_device_async", 2, CudaResult::kInvalidValue);
+  submit("job", 4);
+  EXPECT_EQ(lane_.stats().in_flight, Bytes(2 * kChunk));
+  EXPECT_FALSE(alive_.expired());
+  let_pass();
+  EXPECT_THAT(done_, ElementsAre("job failed"));
+  EXPECT_TRUE(alive_.expired());
 }
 
 TEST_F(CopyLaneOnCuda, TheProcessesEndCancelsQuietly) {

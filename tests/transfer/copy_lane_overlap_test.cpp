@@ -34,6 +34,9 @@ class HookedDevice final : public Device {
     if (on_copy) std::exchange(on_copy, nullptr)();
     return success();
   }
+  Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override {
+    return copy(to, from, rows.row_bytes * rows.count, direction, stream);
+  }
   Status synchronize(const EventPtr&) override { return success(); }
   Status register_host(void*, size_t) override { return success(); }
   void unregister_host(void*, size_t) noexcept override {}

@@ -23,7 +23,7 @@ using testing::IsEmpty;
 using namespace std::chrono_literals;
 
 constexpr size_t kChunk = 1024;
-const Failure kBroken{FailureCode::kIo, 5, "The copy engine is on fire."};
+const Failure kBroken{FailureCode::kDeviceLost, 5, "The copy engine is on fire."};
 const Failure kNoEvent{FailureCode::kOverCapacity, 0, "No event to be had."};
 
 /// On a lazy device nothing passes before device_.run_all(): what is in flight is the test's to say.
@@ -195,6 +195,25 @@ TEST_F(CopyLaneTest, AJobWithoutBytesStillHasAnEvent) {
   EXPECT_EQ(job->state(), CopyState::kPassed);
 }
 
+TEST_F(CopyLaneTest, RowsAreOneChunkOfTheirBytes) {
+  constexpr size_t kRow = kChunk / 2, kPitch = kChunk, kRows = 4;
+  const auto memory = device_.allocate(kPitch * kRows, compute_, "strided").value();
+  std::vector<std::byte> host(kRow * kRows);
+  for (size_t i = 0; i < host.size(); ++i) host[i] = std::byte(i / kRow + 1);
+  CopyRequest rows{.after = device_.record(compute_).value()};
+  rows.chunks.push_back({memory.get(), host.data(), kRow, kRows, kPitch, kRow});
+  const CopyJobPtr job = lane_.submit(std::move(rows));
+  EXPECT_EQ(lane_.stats().in_flight, Bytes(kRow * kRows));
+  let_pass();
+  EXPECT_EQ(job->state(), CopyState::kPassed);
+  EXPECT_EQ(lane_.stats().copied, Bytes(kRow * kRows));
+  for (size_t row = 0; row < kRows; ++row) {
+    EXPECT_EQ(memory.get()[row * kPitch + kRow - 1], std::byte(row + 1));
+    EXPECT_EQ(memory.get()[row * kPitch + kRow], ChaosDevice::kPoison) << "the gap";
+  }
+  EXPECT_TRUE(device_.wait(compute_, job->event()));  // which frees the memory
+}
+
 TEST_F(CopyLaneTest, CancelWithdrawsAQueuedJobAtOnce) {
   submit("first", 4);
   const CopyJobPtr queued = submit("queued", 1);
@@ -302,6 +321,40 @@ TEST_F(CopyLaneTest, ADeviceThatIsLostBeforeTheEventEndsTheJob) {
   EXPECT_THAT(done_, ElementsAre("job failed"));
 }
 
+/// Failures of one call, as transfer/device.h has it: the copies go on.
+constexpr FailureCode kOfOneCall[] = {FailureCode::kOverCapacity, FailureCode::kInvalid, FailureCode::kUnsupported};
+
+TEST_F(CopyLaneTest, AnEventThatCannotBeLookedAtNowKeepsItsMemory) {
+  for (const FailureCode code : kOfOneCall) {
+    done_.clear();
+    CopyRequest two = request("two", 2);
+    const std::weak_ptr<void> alive = two.keepalive;
+    const CopyJobPtr job = lane_.submit(std::move(two));
+    device_.fail(ChaosDevice::Call::kPassed, 0, {code, 0, "Not now."});
+    lane_.pump();
+    EXPECT_EQ(job->state(), CopyState::kEnqueued) << "its copies are running";
+    EXPECT_FALSE(alive.expired());
+    let_pass();
+    EXPECT_THAT(done_, ElementsAre("two ok"));
+  }
+}
+
+TEST_F(CopyLaneTest, AnEventThatCannotBeMadeNowKeepsItsMemory) {
+  for (const FailureCode code : kOfOneCall) {
+    done_.clear();
+    CopyRequest two = request("two", 2);
+    const std::weak_ptr<void> alive = two.keepalive;
+    device_.fail(ChaosDevice::Call::kRecord, 0, {code, 0, "Not now."});
+    const CopyJobPtr job = lane_.submit(std::move(two));
+    EXPECT_EQ(job->state(), CopyState::kQueued);
+    EXPECT_EQ(chunks_in_flight(), 2);
+    EXPECT_FALSE(alive.expired());
+    EXPECT_TRUE(lane_.demand(job));
+    let_pass();
+    EXPECT_THAT(done_, ElementsAre("two ok"));
+  }
+}
+
 TEST_F(CopyLaneTest, ALostDeviceEndsEverything) {
   const CopyJobPtr first = submit("first", 3), partly = submit("partly", 3), queued = submit("queued", 1);
   device_.lose(kBroken);
@@ -347,6 +400,13 @@ TEST_F(CopyLaneTest, MeasuresWhatItSawEnd) {
   clock_.advance(5ms);
   let_pass();
   EXPECT_DOUBLE_EQ(*lane_.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone), kChunk / 0.1);
+}
+
+TEST_F(CopyLaneTest, StartsFromWhatWasMeasuredBefore) {
+  Bandwidth before;
+  before.add(Bytes(kChunk), 0.5, LinkUse::kAlone);
+  const CopyLane lane(device_, clock_, Direction::kOut, {.bandwidth = before});
+  EXPECT_DOUBLE_EQ(*lane.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone), 2 * kChunk);
 }
 
 TEST_F(CopyLaneTest, DoesNotMeasureWhatNobodyLookedAt) {

@@ -4,12 +4,36 @@
 #include <cuda.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 #include <type_traits>
 
 namespace ebbtide {
 namespace {
+
+// The one struct that crosses: member for member.
+#define EBBTIDE_SAME_PLACE(ours, theirs)                                           \
+  static_assert(offsetof(CudaMemcpy2D, ours) == offsetof(CUDA_MEMCPY2D, theirs) && \
+                    sizeof(CudaMemcpy2D::ours) == sizeof(CUDA_MEMCPY2D::theirs),   \
+                #ours)
+static_assert(sizeof(CudaMemcpy2D) == sizeof(CUDA_MEMCPY2D) && alignof(CudaMemcpy2D) == alignof(CUDA_MEMCPY2D));
+EBBTIDE_SAME_PLACE(from_x, srcXInBytes);
+EBBTIDE_SAME_PLACE(from_y, srcY);
+EBBTIDE_SAME_PLACE(from_type, srcMemoryType);
+EBBTIDE_SAME_PLACE(from_host, srcHost);
+EBBTIDE_SAME_PLACE(from_device, srcDevice);
+EBBTIDE_SAME_PLACE(from_array, srcArray);
+EBBTIDE_SAME_PLACE(from_pitch, srcPitch);
+EBBTIDE_SAME_PLACE(to_x, dstXInBytes);
+EBBTIDE_SAME_PLACE(to_y, dstY);
+EBBTIDE_SAME_PLACE(to_type, dstMemoryType);
+EBBTIDE_SAME_PLACE(to_host, dstHost);
+EBBTIDE_SAME_PLACE(to_device, dstDevice);
+EBBTIDE_SAME_PLACE(to_array, dstArray);
+EBBTIDE_SAME_PLACE(to_pitch, dstPitch);
+EBBTIDE_SAME_PLACE(width, WidthInBytes);
+EBBTIDE_SAME_PLACE(height, Height);
 
 /// A type as a calling convention sees it: enums and integers by size and sign, handles as pointers.
 template <class T>
@@ -44,6 +68,15 @@ struct Abi<const T*> {
 template <class R, class... Parameters>
 struct Abi<R (*)(Parameters...)> {
   using type = AbiOf<R> (*)(AbiOf<Parameters>...);
+};
+
+template <>
+struct Abi<const CudaMemcpy2D*> {
+  using type = const void*;
+};
+template <>
+struct Abi<const CUDA_MEMCPY2D*> {
+  using type = const void*;
 };
 
 // An enum's underlying type is the compiler's choice in C; what counts is that both are four bytes.
@@ -103,6 +136,8 @@ EBBTIDE_SAME_VALUE(CudaCaptureMode::kRelaxed, CU_STREAM_CAPTURE_MODE_RELAXED);
 EBBTIDE_SAME_VALUE(CudaCaptureStatus::kNone, CU_STREAM_CAPTURE_STATUS_NONE);
 EBBTIDE_SAME_VALUE(CudaCaptureStatus::kActive, CU_STREAM_CAPTURE_STATUS_ACTIVE);
 EBBTIDE_SAME_VALUE(CudaCaptureStatus::kInvalidated, CU_STREAM_CAPTURE_STATUS_INVALIDATED);
+EBBTIDE_SAME_VALUE(CudaMemoryType::kHost, CU_MEMORYTYPE_HOST);
+EBBTIDE_SAME_VALUE(CudaMemoryType::kDevice, CU_MEMORYTYPE_DEVICE);
 EBBTIDE_SAME_VALUE(kCudaStreamNonBlocking, CU_STREAM_NON_BLOCKING);
 EBBTIDE_SAME_VALUE(kCudaEventDisableTiming, CU_EVENT_DISABLE_TIMING);
 EBBTIDE_SAME_VALUE(kCudaHostRegisterPortable, CU_MEMHOSTREGISTER_PORTABLE);

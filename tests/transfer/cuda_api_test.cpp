@@ -75,6 +75,7 @@ std::vector<std::string> misled(CudaApi& api) {
   expect("event_elapsed_time", api.event_elapsed_time(nullptr, nullptr, nullptr));
   expect("memcpy_host_to_device_async", api.memcpy_host_to_device_async(0, nullptr, 0, nullptr));
   expect("memcpy_device_to_host_async", api.memcpy_device_to_host_async(nullptr, 0, 0, nullptr));
+  expect("memcpy_2d_async", api.memcpy_2d_async(nullptr, nullptr));
   expect("memory_get_info", api.memory_get_info(nullptr, nullptr));
   expect("host_register", api.host_register(nullptr, 0, 0));
   expect("host_unregister", api.host_unregister(nullptr));

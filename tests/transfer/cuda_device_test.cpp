@@ -250,6 +250,7 @@ class Victim {
                                             "memory_get_info",
                                             "memcpy_host_to_device_async",
                                             "memcpy_device_to_host_async",
+                                            "memcpy_2d_async",
                                             "host_register"};
 
   Victim() { EXPECT_TRUE(cuda_->synchronize(timed_)); }
@@ -271,6 +272,8 @@ class Victim {
       return failure_of(cuda_->copy(memory_.get(), host_.data(), kBytes, Direction::kIn, stream()));
     if (function == "memcpy_device_to_host_async")
       return failure_of(cuda_->copy(host_.data(), memory_.get(), kBytes, Direction::kOut, stream()));
+    if (function == "memcpy_2d_async")
+      return failure_of(cuda_->copy_rows(host_.data(), memory_.get(), {64, 4, 64, 128}, Direction::kOut, stream()));
     if (function == "host_register") return failure_of(cuda_->register_host(host_.data(), host_.size()));
     ADD_FAILURE() << "no call asks for " << function;
     return std::nullopt;
@@ -314,7 +317,7 @@ TEST(CudaDeviceErrors, ALostContextIsLostForEveryCall) {
       Victim victim;
       const auto first = victim.call(function, result);
       ASSERT_TRUE(first);
-      EXPECT_EQ(first->code, FailureCode::kIo);
+      EXPECT_EQ(first->code, FailureCode::kDeviceLost);
       for (const std::string other : Victim::kFunctions) {
         const int asked = victim.api().calls(other);
         const auto later = victim.call(other);
@@ -374,7 +377,7 @@ TEST(CudaDeviceErrors, AnEventThatBecameInvalidMeansThatItsContextIsGone) {
   Victim victim;
   const auto failure = victim.call("event_query", CudaResult::kInvalidHandle);
   ASSERT_TRUE(failure);
-  EXPECT_EQ(failure->code, FailureCode::kIo);
+  EXPECT_EQ(failure->code, FailureCode::kDeviceLost);
   EXPECT_TRUE(victim.call("event_record"));
 }
 

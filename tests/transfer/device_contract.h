@@ -156,6 +156,39 @@ TYPED_TEST_P(DeviceContract, CopiesOfOddSizesAndAddressesTouchNothingElse) {
   EXPECT_EQ(host.get()[5 + 1000], std::byte{3});
 }
 
+TYPED_TEST_P(DeviceContract, RowsGoOutPackedAndComeBackToTheirPlaces) {
+  constexpr size_t kRow = 700, kPitch = 1600, kRows = 31, kHull = (kRows - 1) * kPitch + kRow, kFirst = 48;
+  static_assert(kFirst + kHull <= kContractBytes);
+  const StreamId compute = this->rig_->make_stream("compute");
+  const auto first = this->rig_->allocate(kContractBytes, compute);
+  const auto second = this->rig_->allocate(kContractBytes, compute);
+  const auto packed = this->rig_->host(kRow * kRows), all = this->rig_->host(kContractBytes);
+  this->rig_->hold(compute, kHoldTime);
+  this->rig_->fill(compute, first.get(), kContractBytes, 0xEE);
+  for (size_t row = 0; row < kRows; ++row)
+    this->rig_->fill(compute, first.get() + kFirst + row * kPitch, kRow, static_cast<int>(row + 1));
+  this->rig_->fill(compute, second.get(), kContractBytes, 0x77);
+  this->order(compute, this->out());
+  EXPECT_TRUE(this->device().copy_rows(packed.get(), first.get() + kFirst, {kRow, kRows, kRow, kPitch}, Direction::kOut,
+                                       this->out()));
+  this->order(this->out(), this->in());
+  EXPECT_TRUE(this->device().copy_rows(second.get() + kFirst, packed.get(), {kRow, kRows, kPitch, kRow}, Direction::kIn,
+                                       this->in()));
+  this->order(this->in(), this->out());
+  this->copy_out(all.get(), second.get());
+  this->order(this->out(), compute);  // which frees the memory
+  ASSERT_TRUE(this->device().synchronize(this->record(this->out())));
+  this->rig_->host_reads(packed.get(), kRow * kRows);
+  this->rig_->host_reads(all.get(), kContractBytes);
+  std::vector<std::byte> expected(kContractBytes, std::byte{0x77});
+  for (size_t row = 0; row < kRows; ++row) {
+    const auto value = std::byte(row + 1);
+    EXPECT_EQ(std::count(packed.get() + row * kRow, packed.get() + (row + 1) * kRow, value), ptrdiff_t{kRow}) << row;
+    std::fill_n(expected.begin() + static_cast<ptrdiff_t>(kFirst + row * kPitch), kRow, value);
+  }
+  EXPECT_EQ(std::memcmp(all.get(), expected.data(), kContractBytes), 0) << "the rows, and nothing else";
+}
+
 TYPED_TEST_P(DeviceContract, AnEventGivenBackIsStillWaitedFor) {
   const StreamId compute = this->rig_->make_stream("compute"), other = this->rig_->make_stream("other");
   const auto memory = this->rig_->allocate(kContractBytes, compute);
@@ -251,8 +284,8 @@ TYPED_TEST_P(DeviceContract, ThreadsUseItAtOnce) {
 REGISTER_TYPED_TEST_SUITE_P(DeviceContract, SaysWhoItIs, CopyStreamsAreItsOwn, NothingIsCapturedByItself,
                             AnEventPassesWithWhatIsBeforeIt, SynchronizeReturnsWhenTheEventHasPassed,
                             BytesGoOutAndComeBack, CopiesOfOddSizesAndAddressesTouchNothingElse,
-                            AnEventGivenBackIsStillWaitedFor, AnEventKeepsItsPointWhileOthersAreRecorded,
-                            MeaninglessEventsAreRefused, AnEventMayOutliveTheDevice, HostMemoryIsRegisteredOnce,
-                            ThreadsUseItAtOnce);
+                            RowsGoOutPackedAndComeBackToTheirPlaces, AnEventGivenBackIsStillWaitedFor,
+                            AnEventKeepsItsPointWhileOthersAreRecorded, MeaninglessEventsAreRefused,
+                            AnEventMayOutliveTheDevice, HostMemoryIsRegisteredOnce, ThreadsUseItAtOnce);
 
 }  // namespace ebbtide::test

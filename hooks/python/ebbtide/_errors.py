@@ -17,6 +17,10 @@ class SpillError(Error, OSError):
     """The disk failed and no copy is left: the message names file, offset and errno."""
 
 
+class DeviceError(Error):
+    """A device failed, and a saved tensor cannot come back to it: the message names the device and what failed."""
+
+
 class CorruptTensor(Error):
     """Bytes came back that are not the bytes that left; no gradient was made of them."""
 

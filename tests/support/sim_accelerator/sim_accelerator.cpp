@@ -61,6 +61,16 @@ void SimAccelerator::reset_peak() {
   for (c10::DeviceIndex i = 0; i < kDevices; ++i) sim_allocator().resetPeakStats(i);
 }
 
+void SimAccelerator::set_apart(const at::Tensor& tensor) {
+  sim_set_apart(tensor.storage().data_ptr());
+}
+
+Bytes SimAccelerator::peak_of_others(c10::DeviceIndex index) const {
+  const std::shared_ptr<SimDevice> sim = sim_device(index);
+  const std::lock_guard lock(sim->mutex);
+  return Bytes(sim->others.peak);
+}
+
 std::vector<std::string> SimAccelerator::complaints() const {
   std::vector<std::string> complaints;
   for (c10::DeviceIndex i = 0; i < kDevices; ++i) {

@@ -51,6 +51,10 @@ class SimAccelerator {
   Bytes allocated(c10::DeviceIndex index = 0) const;
   Bytes peak(c10::DeviceIndex index = 0) const;
   void reset_peak();
+  /// From now on the tensor's memory is not among the others, until it is freed; and the most that those others were.
+  /// So a test learns what a program needs beside the tensors that it set apart.
+  static void set_apart(const at::Tensor& tensor);
+  Bytes peak_of_others(c10::DeviceIndex index = 0) const;
 
   /// Runs all that is enqueued and lists what went wrong on both devices: races, misuse, and operators that failed when
   /// their turn came.

@@ -20,6 +20,7 @@ struct Block {
   size_t bytes = 0;
   StreamId stream{};
   std::set<StreamId> users;  // recordStream
+  bool apart = false;
 };
 
 /// What lives, by address: the deleter gets no more than that, as CUDA's does.
@@ -33,10 +34,11 @@ struct Blocks {
   }
 };
 
-void give_back(SimDevice& device, std::shared_ptr<std::byte> memory, size_t bytes) {
-  memory.reset();
+void give_back(SimDevice& device, FencedMemory memory) {
+  memory.memory.reset();
   const std::lock_guard lock(device.mutex);
-  device.allocated.decrease(bytes);
+  device.allocated.decrease(memory.bytes);
+  if (!memory.apart) device.others.decrease(memory.bytes);
 }
 
 /// Gives back fenced memory whose users are done. The allocator looks and waits as an agent of its own: what it sees
@@ -56,7 +58,7 @@ void give_back_fenced(SimDevice& device, bool wait) {
     });
   };
   const auto pending = std::stable_partition(fenced.begin(), fenced.end(), done);
-  for (auto it = fenced.begin(); it != pending; ++it) give_back(device, std::move(it->memory), it->bytes);
+  for (auto it = fenced.begin(); it != pending; ++it) give_back(device, std::move(*it));
   const std::lock_guard lock(device.mutex);
   device.fenced.insert(device.fenced.end(), std::make_move_iterator(pending), std::make_move_iterator(fenced.end()));
 }
@@ -68,10 +70,10 @@ void delete_block(void* data) {
     const std::lock_guard lock(blocks.mutex);
     block = std::move(blocks.live.extract(data).mapped());
   }
-  FencedMemory fenced{std::move(block.memory), block.bytes, {}};
+  FencedMemory fenced{std::move(block.memory), block.bytes, block.apart, {}};
   for (const StreamId user : block.users)
     if (auto event = block.device->chaos->record(user)) fenced.fences.push_back(std::move(event).value());
-  if (fenced.fences.empty()) return give_back(*block.device, std::move(fenced.memory), fenced.bytes);
+  if (fenced.fences.empty()) return give_back(*block.device, std::move(fenced));
   const std::lock_guard lock(block.device->mutex);
   block.device->fenced.push_back(std::move(fenced));
 }
@@ -93,11 +95,12 @@ class SimAllocator final : public c10::DeviceAllocator {
     TORCH_CHECK_WITH(OutOfMemoryError, memory.ok() || memory.failure().code != FailureCode::kOverCapacity,
                      "sim out of memory. Tried to allocate ", size, " bytes on ", torch_device, ", where ",
                      device->chaos->live_bytes().count(), " are in use.");
-    Block block{device, checked(std::move(memory)), size, stream, {}};
+    Block block{device, checked(std::move(memory)), size, stream};
     void* const data = block.memory.get();
     {
       const std::lock_guard lock(device->mutex);
       device->allocated.increase(size);
+      device->others.increase(size);
     }
     Blocks& blocks = Blocks::instance();
     const std::lock_guard lock(blocks.mutex);
@@ -144,6 +147,7 @@ class SimAllocator final : public c10::DeviceAllocator {
     const std::shared_ptr<SimDevice> device = sim_device(index);
     const std::lock_guard lock(device->mutex);
     device->allocated.reset_peak();
+    device->others.reset_peak();
   }
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex index) override {
     const ebbtide::DeviceMemory memory = checked(sim_device(index)->chaos->memory());
@@ -152,6 +156,15 @@ class SimAllocator final : public c10::DeviceAllocator {
 };
 
 }  // namespace
+
+void sim_set_apart(const c10::DataPtr& data) {
+  Blocks& blocks = Blocks::instance();
+  const std::lock_guard lock(blocks.mutex);
+  const auto it = blocks.live.find(data.get());
+  if (it == blocks.live.end() || std::exchange(it->second.apart, true)) return;
+  const std::lock_guard device_lock(it->second.device->mutex);
+  it->second.device->others.decrease(it->second.bytes);
+}
 
 c10::DeviceAllocator& sim_allocator() {
   static auto* allocator = new SimAllocator;

@@ -11,4 +11,7 @@ namespace ebbtide::test {
 /// Lifetime: leaked, torch keeps the pointer.
 c10::DeviceAllocator& sim_allocator();
 
+/// See SimAccelerator::set_apart. Memory of other allocators is let pass.
+void sim_set_apart(const c10::DataPtr& data);
+
 }  // namespace ebbtide::test

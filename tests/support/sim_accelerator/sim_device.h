@@ -40,6 +40,7 @@ class SimFaults {
 struct FencedMemory {
   std::shared_ptr<std::byte> memory;
   size_t bytes = 0;
+  bool apart = false;
   std::vector<EventPtr> fences;
 };
 
@@ -57,6 +58,7 @@ struct SimDevice {
   std::mutex mutex;  // never held across a call of `chaos`
   std::vector<FencedMemory> fenced;
   c10::CachingAllocator::Stat allocated;  // bytes
+  c10::CachingAllocator::Stat others;     // of these, what is not set apart
 };
 
 /// The devices of the SimAccelerator that lives. Throws where there is none.

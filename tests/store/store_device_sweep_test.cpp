@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <deque>
@@ -16,17 +17,16 @@
 #include <vector>
 
 #include "tests/store/device_trainer.h"
+#include "tests/support/sweep.h"
 
 namespace ebbtide::test {
 namespace {
 
 using testing::IsEmpty;
 
-constexpr size_t kLargest = 96 << 10;
-
 struct Machine {
   Bytes device_budget;
-  Bytes host_budget = MiB(64);
+  Bytes host_budget = MiB(8);
   bool spills = true;
   int devices = 1;
   std::optional<Pace> pace;
@@ -41,9 +41,12 @@ struct Live {
   bool began = false;
 };
 
+/// A few passes of one to some tens of tensors on one machine. Tensors are small where memory is not short, so that many
+/// programs are tried.
 class RandomTraining {
  public:
-  RandomTraining(const Machine& machine, uint64_t seed, const std::string& folder) : machine_(machine), random_(seed) {
+  RandomTraining(const Machine& machine, uint64_t seed, const std::string& folder)
+      : machine_(machine), random_(seed), largest_(short_of_host_memory() ? 96 << 10 : 8 << (10 + random_() % 4)) {
     Options options;
     options.device_budget = machine.device_budget;
     options.host_budget = machine.host_budget;
@@ -63,7 +66,8 @@ class RandomTraining {
     }
   }
 
-  void run(int steps) {
+  void run() {
+    const auto steps = static_cast<int>(1 + random_() % 4);
     for (int step = 0; step < steps && !testing::Test::HasFatalFailure(); ++step) {
       live_.push_back(forward());
       if (random_() % 3 == 0 && live_.size() < 3) continue;  // two passes at once
@@ -88,7 +92,7 @@ class RandomTraining {
     if (driver_) {
       EXPECT_THAT(driver_->misuse(), IsEmpty());
       // Where host memory is short, what is demanded from disk comes back through memory of the system's.
-      if (machine_.host_budget >= MiB(64)) {
+      if (!short_of_host_memory()) {
         EXPECT_EQ(driver_->pageable_copies(), 0);
       }
       EXPECT_TRUE(driver_->thread_is_as_before());
@@ -108,20 +112,23 @@ class RandomTraining {
   }
 
  private:
+  bool short_of_host_memory() const { return machine_.host_budget < MiB(8); }
+
   Live forward() {
     Live live;
     live.task = ++tasks_;
     std::vector<DeviceTensor> elsewhere;
-    const auto count = 8 + random_() % 40;
+    const auto count = 1 + random_() % (short_of_host_memory() ? 40 : 24);
     for (uint64_t i = 0; i < count; ++i) {
       const size_t device = random_() % trainers_.size();
       DeviceTrainer& trainer = *trainers_[device];
       const uint64_t content = random_();
-      const size_t bytes = (4096 + random_() % (kLargest - 4096)) / 16 * 16;
+      const size_t bytes = (4096 + random_() % (largest_ - 4096)) / 16 * 16;
       {
         const DeviceTensor tensor = trainer.make(content, bytes);
-        live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content));
-        if (random_() % 4 == 0) live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content));
+        live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content, part_of(bytes)));
+        while (random_() % 3 == 0)  // another of the same bytes, of some of them, of those between them
+          live.saved.emplace_back(device, trainer.pack(live.pass, tensor, content, part_of(bytes)));
         if (random_() % 5 == 0) elsewhere.push_back(tensor);
       }
       if (random_() % 6 == 0) elsewhere.clear();
@@ -131,6 +138,17 @@ class RandomTraining {
     core_->scope_ended(live.pass);
     check_budgets();
     return live;
+  }
+
+  /// All of a tensor, a run, or rows of it. Few shapes, so that they meet again.
+  DeviceTrainer::Part part_of(size_t bytes) {
+    if (random_() % 2 == 0) return {.bytes = bytes};
+    const size_t row = 512 << random_() % 2, pitch = row * (2 + random_() % 2);
+    const size_t begin = 512 * (random_() % 4), rows = random_() % 5;
+    const size_t all = bytes < begin + row ? 0 : (bytes - begin - row) / pitch + 1;
+    if (all < 2) return {.bytes = bytes};
+    if (rows == 0) return {.begin = begin, .bytes = row};
+    return {.begin = begin, .bytes = row, .pitch = pitch, .rows = rows == 1 ? (all + 1) / 2 : all};
   }
 
   void use(Live& live, size_t index) {
@@ -173,13 +191,14 @@ class RandomTraining {
     EXPECT_LE(stats.host.bytes, stats.host.budget_bytes);
     // Where host memory is short it is the streams that make room, and nobody waits for a stream: over budget until
     // then.
-    if (machine_.host_budget < MiB(16) && machine_.pace != Pace::kEager) return;
+    if (short_of_host_memory() && machine_.pace != Pace::kEager) return;
     for (size_t i = 1; i < stats.devices.size(); ++i)
-      ASSERT_LE(stats.devices[i].bytes, machine_.device_budget + Bytes(2 * kLargest));
+      ASSERT_LE(stats.devices[i].bytes, machine_.device_budget + Bytes(static_cast<int64_t>(2 * largest_)));
   }
 
   const Machine machine_;
   std::mt19937_64 random_;
+  const size_t largest_;  // bytes of a tensor
   std::shared_ptr<StoreCore> core_;
   std::shared_ptr<FakeCudaApi> driver_;
   std::vector<std::unique_ptr<DeviceTrainer>> trainers_;
@@ -188,31 +207,29 @@ class RandomTraining {
   int tasks_ = 0;
 };
 
-class StoreDeviceProperty : public testing::TestWithParam<Machine> {};
+const auto kMachines = std::to_array<Machine>(
+    {{.device_budget = Bytes(0)},
+     {.device_budget = KiB(300)},
+     {.device_budget = KiB(300), .spills = false},
+     {.device_budget = KiB(100), .pace = Pace::kLazy},
+     {.device_budget = KiB(100), .devices = 2},
+     {.device_budget = KiB(300), .host_budget = MiB(2.5)},
+     {.device_budget = Bytes(0), .host_budget = MiB(2.5), .pace = Pace::kEager},
+     {.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy},
+     {.device_budget = KiB(300), .host_budget = MiB(2.5), .spills = false},
+     {.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true},
+     {.device_budget = MiB(64)},
+     {.device_budget = Bytes(0), .cuda = true},
+     {.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy, .cuda = true},
+     {.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true, .cuda = true}});
 
-TEST_P(StoreDeviceProperty, BytesRacesBudgetsAndLeftovers) {
-  const TemporaryFolder folder("ebbtide-device-property-");
-  const bool is_long = std::getenv("EBBTIDE_LONG") != nullptr;
-  for (uint64_t seed = 1; seed <= (is_long ? 400u : 12u); ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    RandomTraining(GetParam(), seed, folder.path()).run(6);
-    if (HasFailure()) return;
-  }
+TEST(StoreDeviceSweep, BytesRacesBudgetsAndLeftovers) {
+  const TemporaryFolder folder("ebbtide-device-sweep-");
+  // Every seed opens a store, and to look at this machine's buses would take longer than the rest.
+  ASSERT_EQ(::setenv("HWLOC_SYNTHETIC", "numa:1 pu:2", 1), 0);
+  sweep("random passes at the store level", 100'000,
+        [&](uint64_t seed) { RandomTraining(kMachines[seed % kMachines.size()], seed, folder.path()).run(); });
 }
-
-INSTANTIATE_TEST_SUITE_P(
-    Machines, StoreDeviceProperty,
-    testing::Values(
-        Machine{.device_budget = Bytes(0)}, Machine{.device_budget = KiB(300)},
-        Machine{.device_budget = KiB(300), .spills = false}, Machine{.device_budget = KiB(300), .pace = Pace::kLazy},
-        Machine{.device_budget = KiB(300), .devices = 2}, Machine{.device_budget = KiB(300), .host_budget = MiB(2.5)},
-        Machine{.device_budget = Bytes(0), .host_budget = MiB(2.5), .pace = Pace::kEager},
-        Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy},
-        Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .spills = false},
-        Machine{.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true},
-        Machine{.device_budget = MiB(64)}, Machine{.device_budget = Bytes(0), .cuda = true},
-        Machine{.device_budget = KiB(300), .host_budget = MiB(2.5), .pace = Pace::kLazy, .cuda = true},
-        Machine{.device_budget = KiB(300), .host_budget = MiB(4), .devices = 2, .own_thread = true, .cuda = true}));
 
 }  // namespace
 }  // namespace ebbtide::test
