@@ -201,7 +201,7 @@ std::optional<Step> RecipeSearch::run() {
 
 std::optional<Step> RecipeSearch::step(Node& node, std::optional<at::IntArrayRef> strides, int depth) {
   const RecipeRow* row = recipe_row(node);
-  if (row == nullptr) return std::nullopt;
+  if (row == nullptr || node.num_inputs() == 0) return std::nullopt;
   // Somebody's backward is at this node, and may release what it holds.
   const std::unique_lock lock(mutex_in(node), std::try_to_lock);
   if (!lock) return std::nullopt;

@@ -113,7 +113,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (!on_host) note_current_stream(storage);
   if (!packed.wants_recipes) return;
   const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_};
-  hooks.recipes.packed(core, result, packed.has_recipe);
+  translated([&] { hooks.recipes.packed(core, result, packed.has_recipe); });
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {

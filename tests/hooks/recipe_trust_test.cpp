@@ -10,6 +10,7 @@
 
 #include <malloc.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <functional>
 #include <optional>
@@ -131,6 +132,30 @@ TEST_F(RecipeTrustTest, TwoThreadsShareAProducer) {
         return all;
       },
       3);
+}
+
+TEST_F(RecipeTrustTest, ForwardsOnManyThreadsShareOneStore) {
+  const auto program = [this](Store* store, int seed) {
+    const at::Tensor x = square(seed), b = square(seed + 1);
+    return grads(under(store,
+                       [&] {
+                         const at::Tensor h = x * 2;
+                         const at::Tensor y = at::layer_norm(at::gelu(h), {64});
+                         return (y.to(at::kBFloat16).to(at::kFloat) * b * at::silu(h)).sum();
+                       }),
+                 {x, b});
+  };
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 3; ++t)
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 60; ++i)
+        wrong += !same_bits(program(&store_, 7 * t + i % 5), program(nullptr, 7 * t + i % 5));
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GE(store_.stats().recomputed.tensors, 180);
+  expect_all_is_over(store_);
 }
 
 TEST_F(RecipeTrustTest, ParametersMayChangeBeforeTheBackward) {

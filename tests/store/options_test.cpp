@@ -55,7 +55,8 @@ TEST(SetOption, AnUnknownNameGetsTheNearest) {
 class Environment : public testing::Test {
  protected:
   void TearDown() override {
-    for (const char* name : {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY"}) unsetenv(name);
+    for (const char* name : {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE"})
+      unsetenv(name);
   }
 };
 
@@ -63,12 +64,14 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   setenv("EBBTIDE_DEVICE_BUDGET", "1GiB", 1);
   setenv("EBBTIDE_SPILL_TO", "/a:/b", 1);
   setenv("EBBTIDE_VERIFY", "1", 1);
+  setenv("EBBTIDE_RECOMPUTE", "off", 1);
   Options given;
   given.device_budget = MiB(5);
   const Options options = resolve(given);
   EXPECT_EQ(std::get<Bytes>(*options.device_budget), MiB(5));
   EXPECT_EQ(options.spill_to, (std::vector<std::string>{"/a", "/b"}));
   EXPECT_EQ(options.verify, true);
+  EXPECT_EQ(options.recompute, false);
 }
 
 TEST_F(Environment, AWrongValueNamesTheVariable) {

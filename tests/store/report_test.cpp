@@ -70,5 +70,15 @@ TEST(Report, NamesEachReasonWithItsBytes) {
               HasSubstr("  parameter or leaf                                       1        3 MiB"));
 }
 
+TEST(Report, NamesTheOpsThatWereRunAgainAndThoseThatMustNotBe) {
+  Stats stats;
+  stats.recomputed_ops["gelu"].add(MiB(3));
+  stats.unequal_redos["tanh"] = 2;
+  EXPECT_THAT(render_report(stats, {}, {}),
+              HasSubstr("gelu                                                  1        3 MiB"));
+  EXPECT_THAT(render_report(stats, {}, {}),
+              HasSubstr("tanh: 2 call sites give other bits when run again, and are stored"));
+}
+
 }  // namespace
 }  // namespace ebbtide
