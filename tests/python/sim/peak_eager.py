@@ -1,5 +1,7 @@
 """Eager models whose peak is what their budget makes it, and which train where they do not fit without a store."""
 
+import functools
+
 import pytest
 import torch
 
@@ -15,10 +17,14 @@ FORMS = {
 }
 
 
+@functools.cache
+def plain_run(name):
+    return plain(FORMS[name])
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_peak_is_what_the_budget_makes_it(name):
-    form = FORMS[name]
-    without = plain(form)
+    form, without = FORMS[name], plain_run(name)
     assert without.saved > without.peak / 4  # else there is little to learn here
     for seed, share in enumerate((0, 0.1, 0.5)):
         run = stored(form, without, int(share * without.saved), seed=seed)
@@ -29,8 +35,7 @@ def test_peak_is_what_the_budget_makes_it(name):
 
 @pytest.mark.parametrize("name", FORMS)
 def test_trains_where_plain_runs_out_of_memory(name):
-    form = FORMS[name]
-    without = plain(form)
+    form, without = FORMS[name], plain_run(name)
     budget = without.saved // 10
     room = stored(form, without, budget).bound
     assert room < without.peak

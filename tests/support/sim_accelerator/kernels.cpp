@@ -53,6 +53,10 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
   return at::detail::empty_strided_generic(size, stride, &sim_allocator(), kKeys, c10::dtype_or_default(dtype));
 }
 
+void wait_for(const SimDevice& device, StreamId stream) {
+  checked(device.chaos->synchronize(checked(device.chaos->record(stream))));
+}
+
 /// The host's bytes are read now, as from pageable memory on a GPU.
 void copy_to_device(const at::Tensor& from, const at::Tensor& to) {
   const std::shared_ptr<SimDevice> device = sim_device(to.device().index());
@@ -72,7 +76,7 @@ at::Tensor copy_to_cpu(const at::Tensor& from) {
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
     staged.copy_(memory);
   }));
-  checked(device->chaos->synchronize(checked(device->chaos->record(stream))));
+  wait_for(*device, stream);
   return staged;
 }
 
@@ -85,6 +89,9 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
     to.copy_(copy_to_cpu(from));
   } else if (from.device() != to.device()) {
     copy_to_device(copy_to_cpu(from), to);
+    // Torch orders what follows after the source's stream alone, from which a GPU would write.
+    const std::shared_ptr<SimDevice> device = sim_device(to.device().index());
+    wait_for(*device, chaos_stream(*device, current_sim_stream(device->index)));
   } else {
     Stack stack{to, from, non_blocking};
     run("aten::copy_", &stack);
