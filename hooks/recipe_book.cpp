@@ -7,8 +7,6 @@
 #include <ATen/ops/any.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ne.h>
-#include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstring>
@@ -92,40 +90,48 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
   {
     std::lock_guard lock(mutex_);
     if (sites_.size() >= kMostSites) sites_.clear();  // shapes that never come back
-    Site& known = sites_[site];
+    const Site& known = sites_[site];
     if (known.verdict == Verdict::kUnequal || (every_time && !on_host)) return Verdict::kUnequal;
     if (known.verdict == Verdict::kEqual && !every_time) return Verdict::kEqual;
-    if (known.pending) {
-      if (known.pending->pass.lock() == packed.record->shared_pass()) return Verdict::kNotYet;
-      pending = std::exchange(known.pending, std::nullopt);
-    }
+    pending = known.pending;
   }
   Verdict verdict = Verdict::kUnequal;
   try {
     if (pending) {
-      const c10::StreamGuard stream(pending->stream);
-      if (!pending->differs.item<bool>()) verdict = Verdict::kEqual;
+      const Result<bool> compared = pending->device->passed(pending->compared);
+      if (compared.ok() && !compared.value()) return Verdict::kNotYet;
+      if (compared.ok() && !*pending->differs.const_data_ptr<bool>()) verdict = Verdict::kEqual;
     } else {
       const auto made = recipe.run();
       const c10::Storage& saved = result.storage();
-      if (made->storage().nbytes() == saved.nbytes()) {
-        if (!on_host) {
-          const at::Tensor differs = at::any(at::ne(all_bytes(made->storage()), all_bytes(saved)));
-          const c10::Stream stream = c10::impl::VirtualGuardImpl(result.device().type()).getStream(result.device());
-          std::lock_guard lock(mutex_);
-          sites_[site].pending = Pending{differs, stream, packed.record->shared_pass()};
-          return Verdict::kNotYet;
-        }
-        if (std::memcmp(made->storage().data(), saved.data(), saved.nbytes()) == 0) verdict = Verdict::kEqual;
+      const bool as_long = made->storage().nbytes() == saved.nbytes();
+      if (as_long && !on_host) {
+        compare_on_device(packed, made->storage(), saved, site);
+        return Verdict::kNotYet;
       }
+      if (as_long && std::memcmp(made->storage().data(), saved.data(), saved.nbytes()) == 0) verdict = Verdict::kEqual;
     }
   } catch (const std::exception&) {
     // What cannot be redone now is no recipe.
   }
   if (verdict == Verdict::kUnequal) core.note_unequal_redo(recipe.op());
   std::lock_guard lock(mutex_);
-  sites_[site].verdict = verdict;
+  sites_[site] = {.verdict = verdict, .pending = std::nullopt};
   return verdict;
+}
+
+/// Enqueued on the stream of the pack, the answer's way to the host too: it is read once that has passed, and nobody
+/// waits.
+void RecipeBook::compare_on_device(const Packed& packed, const c10::Storage& made, const c10::Storage& saved,
+                                   const std::string& site) {
+  const at::Tensor differs = at::any(at::ne(all_bytes(made), all_bytes(saved)));
+  // A copy to memory that is not pinned would wait; only CUDA has torch pin memory.
+  const at::Tensor on_host = at::empty({}, at::TensorOptions().dtype(at::kBool).pinned_memory(differs.is_cuda()));
+  on_host.copy_(differs, /*non_blocking=*/true);
+  Result<EventPtr> compared = packed.device->record(packed.stream);
+  if (!compared.ok()) return;  // the next pack here asks anew
+  std::lock_guard lock(mutex_);
+  sites_[site].pending = Pending{on_host, packed.device, std::move(compared).value()};
 }
 
 }  // namespace ebbtide

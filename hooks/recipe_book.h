@@ -5,9 +5,10 @@
 #include <ebbtide/hooks/redo_cache.h>
 #include <ebbtide/hooks/view_of_storage.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/device.h>
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Stream.h>
+#include <c10/core/Storage.h>
 
 #include <cstdint>
 #include <map>
@@ -32,6 +33,8 @@ class RecipeBook {
     const ViewOfStorage& view;  ///< of the record's storage
     Bytes origin;               ///< as StoreCore::Packed::origin
     uint32_t version = 0;
+    const std::shared_ptr<Device>& device;  ///< an accelerator's
+    StreamId stream = kHostStream;          ///< current at the pack
   };
   /// Takes note of whose result was packed, and offers its recipe to the store if it has one.
   void packed(StoreCore& core, const Packed& packed, bool has_recipe);
@@ -49,11 +52,11 @@ class RecipeBook {
     c10::VariableVersion version;
   };
   enum class Verdict { kEqual, kUnequal, kNotYet };
-  /// A comparison that a device has not been asked about yet.
+  /// A comparison that a device was asked for: the first of those on which the site is met.
   struct Pending {
-    at::Tensor differs;
-    c10::Stream stream;
-    std::weak_ptr<Pass> pass;
+    at::Tensor differs;  // of host memory, to be read after `compared`
+    std::shared_ptr<Device> device;
+    EventPtr compared;
   };
   struct Site {
     Verdict verdict = Verdict::kNotYet;
@@ -63,6 +66,8 @@ class RecipeBook {
   void note(const Packed& packed);
   Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, const TorchRecipe& recipe,
                 const std::string& site, bool every_time);
+  void compare_on_device(const Packed& packed, const c10::Storage& made, const c10::Storage& saved,
+                         const std::string& site);
 
   static constexpr size_t kLeastToPrune = 1024;
   static constexpr size_t kMostSites = 8192;

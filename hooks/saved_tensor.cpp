@@ -112,7 +112,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   view_.shift(packed.origin);
   if (!on_host) note_current_stream(storage);
   if (!packed.wants_recipes) return;
-  const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_};
+  const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_, served.device, stream};
   translated([&] { hooks.recipes.packed(core, result, packed.has_recipe); });
 }
 
