@@ -65,25 +65,13 @@ inline bool passes_over(const char* name, bool condition) {
   if (!condition) World::now()->note_passed_over();
   return true;
 }
-/// A condition that keeps memory from being given back under `job`.
+/// A condition that keeps memory from being given back, or read by a disk, under `job`.
 template <class Memory, class Job>
 bool stops_end(const char* name, bool condition, const Memory& memory, const Job& job) {
   if (!left_out(name)) return condition;
-  if (condition && memory) {
+  if (condition && memory && job) {
     begin_transfer(&*job, job);
     World::now()->watch(address_of(*memory), &*job);
-  }
-  return false;
-}
-/// A condition that keeps the program from what `job` fills until it has passed.
-template <class Job>
-bool stops_look(const char* name, bool condition, const Job& job) {
-  if (!left_out(name)) return condition;
-  if (condition && job) {
-    if (const EventPtr event = job->event())
-      World::now()->device().should_have_passed(event);
-    else
-      note_executed();
   }
   return false;
 }

@@ -247,14 +247,14 @@ MUTANTS = (
         "the disk reads what the copy out has filled",
         OUT,
         "|| !copy->passed_out()",
-        "|| mutants::stops_look({name}, !copy->passed_out(), copy->out)",
+        "|| mutants::stops_end({name}, !copy->passed_out(), copy->memory, copy->out)",
     ),
     woven(
         "lower_copy.passed_out",
         "which is when it has passed",
         "store/lower_copy.h",
         "(out && out->state() == CopyState::kPassed)",
-        "!mutants::stops_look({name}, !(out && out->state() == CopyState::kPassed), out)",
+        "!mutants::stops_end({name}, !(out && out->state() == CopyState::kPassed), memory, out)",
     ),
     captured("sink.memory", "host memory is not handed out again while the disk reads it", OUT, "memory = order.memory](Result", "order.memory"),
     woven(

@@ -55,6 +55,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
     if (!it->begun && !it->cancelled) {
       it->begun = true;
       device.host_after(it->asked);
+      if (it->write_done) mutants::World::now()->memory_read(it->pieces.front().data);
       for (const IoPiece& piece : it->pieces) {
         if (it->write_done)
           device.host_read(piece.data, piece.bytes, "disk write");

@@ -32,13 +32,16 @@ void World::memory_begins() {
   device_.host_after(allocator_);
 }
 
-void World::memory_ends(const void* data, size_t bytes) {
+void World::memory_read(const void* data) {
   const auto [first, last] = watched_.equal_range(data);
   for (auto it = first; it != last; ++it)
     if (const auto transfer = transfers_.find(it->second); transfer != transfers_.end())
       if (const EventPtr event = transfer->second()) device_.should_have_passed(event);
   watched_.erase(first, last);
+}
 
+void World::memory_ends(const void* data, size_t bytes) {
+  memory_read(data);  // as much as that
   const test::VectorClock freed = device_.host_moment();
   const test::ChaosDevice::AgentScope next(device_, "its next owner");
   device_.host_after(freed);

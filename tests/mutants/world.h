@@ -61,6 +61,8 @@ class World {
   void memory_ends(const void* data, size_t bytes);
   /// Memory goes back to the system, which may hand out the same addresses again.
   void memory_unmapped() { allocator_.join(device_.host_moment()); }
+  /// A disk begins to read.
+  void memory_read(const void* data);
   /// Device memory is given back on its stream.
   void storage_ends(const void* data, StreamId stream);
   /// Nothing holds the memory at `data` for `transfer` any more: if it ends before the transfer does, was that in
