@@ -7,7 +7,6 @@
 #include <gmock/gmock.h>
 #include <tests/hooks/accelerator_support.h>
 #include <tests/hooks/models.h>
-#include <tests/support/late_device.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -31,6 +30,7 @@ Machine::Machine(const Options& options, SimOptions sim, MutantDevice::Mutation 
       ->accelerators.serve(c10::DeviceType::PrivateUse1, [this, seed = sim.seed, mutation](c10::DeviceIndex index) {
         constexpr unsigned kLooksIn100[] = {100, 5, 30};
         auto late = std::make_shared<LateDevice>(sim_.chaos(index), seed, kLooksIn100[seed % 3]);
+        late_.push_back(late);
         return Result(std::shared_ptr<Device>(std::make_shared<MutantDevice>(std::move(late), mutation)));
       });
 }
@@ -38,6 +38,8 @@ Machine::Machine(const Options& options, SimOptions sim, MutantDevice::Mutation 
 Machine::~Machine() {
   if (!mutant_) EXPECT_THAT(sim_.complaints(), IsEmpty());
   expect_all_is_over(*store_);
+  // The store's thread sees copies in flight to their end for a second: of a device that answers.
+  for (const auto& late : late_) late->be_in_time();
   store_.reset();
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   const auto allocated = [&] { return sim_.allocated(0) + sim_.allocated(1); };

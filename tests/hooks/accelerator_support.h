@@ -9,11 +9,13 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Stream.h>
 #include <tests/hooks/support.h>
+#include <tests/support/late_device.h>
 #include <tests/support/mutant_device.h>
 #include <tests/support/sim_accelerator/sim_accelerator.h>
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -50,6 +52,7 @@ class Machine {
  private:
   SimAccelerator sim_;
   const bool mutant_;
+  std::vector<std::shared_ptr<LateDevice>> late_;
   std::optional<Store> store_;
 };
 
