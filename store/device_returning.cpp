@@ -246,7 +246,7 @@ void StoreCore::return_refused_locked(Record& record, const Failure& failure, Wo
   } else if (record.demanded_) {
     record.lost_ = failed_device(record, failure);
   } else {
-    size_t& next = Pass::of(record.pass_->next_, record.tier_->index);
+    size_t& next = record.pass_->on(record.tier_->index).next;
     next = std::max<size_t>(next, record.slot_ + size_t{1});
   }
   back_to_lower_locked(record, work);
@@ -298,7 +298,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
       } else {
         host_full_ = true;
         host_wanted_ = record->packed_bytes();
-        size_t& next = Pass::of(record->pass_->next_, record->tier_->index);
+        size_t& next = record->pass_->on(record->tier_->index).next;
         next = std::max<size_t>(next, record->slot_ + size_t{1});
       }
       if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);

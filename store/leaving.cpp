@@ -136,10 +136,8 @@ void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most, Look look) 
 /// with them. What has a recipe does not count, since it need not leave. Without a last pass: half and half.
 Bytes StoreCore::dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept {
   if (pass == nullptr || tier.expected_pass == Bytes(0)) return tier.budget / 2;
-  const auto of = [&](const std::vector<Bytes>& each) {
-    return tier.index < each.size() ? each[tier.index] : Bytes(0);
-  };
-  const Bytes saved = of(pass->saved_on_) - of(pass->redoable_on_);
+  const Pass::OnDevice so_far = pass->on(tier.index);
+  const Bytes saved = so_far.saved - so_far.redoable;
   return saved < tier.expected_pass - tier.expected_redoable - tier.budget ? Bytes(0) : tier.budget;
 }
 

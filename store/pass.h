@@ -22,18 +22,20 @@ class Pass {
   friend class StoreCore;
   friend class Record;
 
-  template <class T>
-  static T& of(std::vector<T>& each, size_t device) {
-    if (each.size() <= device) each.resize(device + 1);
-    return each[device];
+  struct OnDevice {
+    size_t next = 0;  ///< prefetch: all at and above this place of the sequence has been looked at
+    Bytes saved;
+    Bytes redoable;  ///< part of it: what has a recipe
+  };
+  OnDevice& on(size_t device) {
+    if (on_.size() <= device) on_.resize(device + 1);
+    return on_[device];
   }
+  OnDevice on(size_t device) const noexcept { return device < on_.size() ? on_[device] : OnDevice(); }
 
   PassStats stats_;
   std::vector<Record*> sequence_;  // in order of packing; a record stands at its latest pack only; null once it is dead
-  // A device each.
-  std::vector<size_t> next_;  // prefetch: all at and above this place has been looked at
-  std::vector<Bytes> saved_on_;
-  std::vector<Bytes> redoable_on_;  // part of it: what has a recipe
+  std::vector<OnDevice> on_;       // by the devices' numbers
   int64_t live_ = 0;
   std::set<int> tasks_;  // graph tasks that unpacked from it and have not ended
   bool in_backward_ = false;

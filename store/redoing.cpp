@@ -15,7 +15,7 @@ namespace ebbtide {
 /// this one will come to, and without one half of the budget is the mark.
 bool StoreCore::recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept {
   if (closed_ || !options_.recompute.value_or(true)) return false;
-  return tier.expected_pass > tier.budget || Pass::of(pass.saved_on_, tier.index) > tier.budget / 2 ||
+  return tier.expected_pass > tier.budget || pass.on(tier.index).saved > tier.budget / 2 ||
          tier.held() > tier.budget / 2;
 }
 
@@ -53,7 +53,7 @@ bool StoreCore::rests_on_locked(const Recipe& recipe, const Record& record) noex
 
 void StoreCore::note_redoable_locked(Record& record, bool redoable) noexcept {
   if (std::exchange(record.redoable_, redoable) == redoable) return;
-  Bytes& of_pass = Pass::of(record.pass_->redoable_on_, record.tier_->index);
+  Bytes& of_pass = record.pass_->on(record.tier_->index).redoable;
   redoable ? of_pass += record.footprint_ : of_pass -= record.footprint_;
 }
 

@@ -94,7 +94,7 @@ std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::share
 void StoreCore::note_burst(const Record& record, std::string node) {
   std::lock_guard lock(mutex_);
   DeviceTier& tier = *record.tier_;
-  const Bytes saved = Pass::of(record.pass_->saved_on_, tier.index);
+  const Bytes saved = record.pass_->on(tier.index).saved;
   tier.burst = {std::move(node), tier.held() + tier.handed_over(), saved};
 }
 
@@ -137,7 +137,7 @@ void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, W
     begin_return_locked(record, stream, Urgency::kPrefetch, work);
     return true;
   };
-  for (size_t& next = Pass::of(pass.next_, tier.index); next > 0; --next) {
+  for (size_t& next = pass.on(tier.index).next; next > 0; --next) {
     Record* record = pass.sequence_[next - 1];
     if (record == nullptr) continue;
     if (!fetch(*record)) return;
@@ -164,7 +164,7 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
     } else {  // whoever waits for it by now finds it below, and demands it
       staging_full_ = true;
       record->become(RecordState::kLower);
-      size_t& next = Pass::of(record->pass_->next_, host_.index);
+      size_t& next = record->pass_->on(host_.index).next;
       next = std::max<size_t>(next, record->slot_ + size_t{1});
     }
     detach_locked(*record, work);

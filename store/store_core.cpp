@@ -92,7 +92,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
       pass->stats_.saved.add(view.footprint);
-      Pass::of(pass->saved_on_, tier.index) += view.footprint;
+      pass->on(tier.index).saved += view.footprint;
       if (resident != nullptr) {
         record->resident_ = resident->records.front()->resident_;
         resident->records.push_back(record.get());
@@ -143,7 +143,7 @@ bool StoreCore::task_began(Record& record, int task) {
   Pass& pass = record.pass();
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
-  pass.next_.assign(tiers_.size(), pass.sequence_.size());
+  for (const DeviceTier& tier : tiers_) pass.on(tier.index).next = pass.sequence_.size();
   return true;
 }
 
@@ -155,8 +155,8 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
   pass.takes_packs_ = false;
   if (!pass.ended_)
     for (DeviceTier& tier : tiers_) {
-      tier.expected_pass = Pass::of(pass.saved_on_, tier.index);
-      tier.expected_redoable = Pass::of(pass.redoable_on_, tier.index);
+      tier.expected_pass = pass.on(tier.index).saved;
+      tier.expected_redoable = pass.on(tier.index).redoable;
     }
   end_pass_locked(pass);
 }
@@ -192,7 +192,7 @@ void StoreCore::end_pass_locked(Pass& pass) noexcept {
   last_pass_ = pass.stats_;
   const Share* share = options_.device_budget ? std::get_if<Share>(&*options_.device_budget) : nullptr;
   for (DeviceTier& tier : tiers_) {
-    tier.largest_pass_saved = std::max(tier.largest_pass_saved, Pass::of(pass.saved_on_, tier.index));
+    tier.largest_pass_saved = std::max(tier.largest_pass_saved, pass.on(tier.index).saved);
     if (share == nullptr) continue;
     tier.budget = Bytes(static_cast<int64_t>(static_cast<double>(tier.largest_pass_saved.count()) * share->value));
     tier.budget_given = true;
