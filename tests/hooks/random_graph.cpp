@@ -8,7 +8,6 @@
 #include <torch/utils.h>
 
 #include <algorithm>
-#include <functional>
 #include <optional>
 #include <random>
 #include <utility>
