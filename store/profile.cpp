@@ -1,0 +1,114 @@
+#include <ebbtide/store/profile.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+std::string record_named(size_t index) {
+  return "record " + std::to_string(index);
+}
+
+/// Whether following recipes from some record leads back to it.
+bool has_circle(const std::vector<ProfiledRecord>& records) {
+  enum : uint8_t { kNew, kOpen, kDone };
+  std::vector<uint8_t> state(records.size(), kNew);
+  std::vector<std::pair<uint32_t, size_t>> path;  // a record, and which of its inputs is next
+  for (uint32_t start = 0; start < records.size(); ++start) {
+    if (state[start] != kNew) continue;
+    path.emplace_back(start, 0);
+    while (!path.empty()) {
+      auto& [record, next] = path.back();
+      state[record] = kOpen;
+      const auto& recipe = records[record].recipe;
+      if (!recipe || next == recipe->inputs.size()) {
+        state[record] = kDone;
+        path.pop_back();
+        continue;
+      }
+      const uint32_t input = recipe->inputs[next++];
+      if (state[input] == kOpen) return true;
+      if (state[input] == kNew) path.emplace_back(input, 0);
+    }
+  }
+  return false;
+}
+
+std::optional<std::string> invalid_record(const ProfiledRecord& record, size_t records) {
+  if (record.bytes < Bytes(0) || record.moved < Bytes(0)) return "has a negative size";
+  if (record.moved > record.bytes) return "moves more bytes than it has";
+  if (!record.recipe) return std::nullopt;
+  if (!(record.recipe->seconds >= 0) || !std::isfinite(record.recipe->seconds)) return "has a recipe of no valid time";
+  for (const uint32_t input : record.recipe->inputs)
+    if (input >= records) return "has a recipe that reads " + record_named(input) + ", which is not there";
+  return std::nullopt;
+}
+
+bool did_the_same(const Profile& one, const Profile& other) {
+  return std::ranges::equal(one.records, other.records,
+                            [](const ProfiledRecord& a, const ProfiledRecord& b) {
+                              return a.bytes == b.bytes && a.moved == b.moved && a.device == b.device &&
+                                     a.kind == b.kind && a.op == b.op;
+                            }) &&
+         std::ranges::equal(one.steps, other.steps, [](const ProfiledStep& a, const ProfiledStep& b) {
+           return a.what == b.what && a.record == b.record;
+         });
+}
+
+}  // namespace
+
+std::optional<std::string> Profile::invalid() const {
+  for (size_t i = 0; i < records.size(); ++i)
+    if (const auto why = invalid_record(records[i], records.size())) return record_named(i) + " " + *why;
+  if (has_circle(records)) return "a recipe rests on itself";
+  enum : uint8_t { kUnseen, kAlive, kDead };
+  std::vector<uint8_t> state(records.size(), kUnseen);
+  double before = 0;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const auto& [what, record, at] = steps[i];
+    const std::string name = "step " + std::to_string(i);
+    if (record >= records.size()) return name + " is of " + record_named(record) + ", which is not there";
+    if (!(at >= before) || !std::isfinite(at)) return name + " is earlier than the one before it";
+    before = at;
+    if (state[record] != (what == ProfiledStep::What::kPack ? kUnseen : kAlive))
+      return name + ": " + record_named(record) + " is packed twice, or not alive";
+    state[record] = what == ProfiledStep::What::kDeath ? kDead : kAlive;
+  }
+  for (size_t i = 0; i < records.size(); ++i)
+    if (state[i] == kUnseen) return record_named(i) + " is never packed";
+  if (!(seconds >= before) || !std::isfinite(seconds)) return "the end is earlier than the last step";
+  return std::nullopt;
+}
+
+std::optional<Profile> median(std::span<const Profile> passes) {
+  if (passes.empty()) return std::nullopt;
+  Profile result = passes.back();
+  std::vector<const Profile*> same;
+  for (const Profile& pass : passes)
+    if (did_the_same(pass, result)) same.push_back(&pass);
+  std::vector<double> times;
+  const auto median_of = [&](auto time_in) {
+    times.clear();
+    for (const Profile* pass : same)
+      if (const std::optional<double> time = time_in(*pass)) times.push_back(*time);
+    const auto middle = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
+    std::ranges::nth_element(times, middle);
+    return *middle;
+  };
+  // The k-th smallest of times that rise in each pass rises too: the steps stay in order.
+  for (size_t i = 0; i < result.steps.size(); ++i)
+    result.steps[i].at = median_of([i](const Profile& pass) { return std::optional(pass.steps[i].at); });
+  result.seconds = median_of([](const Profile& pass) { return std::optional(pass.seconds); });
+  for (size_t i = 0; i < result.records.size(); ++i) {
+    if (!result.records[i].recipe) continue;
+    result.records[i].recipe->seconds = median_of([i](const Profile& pass) {
+      const auto& recipe = pass.records[i].recipe;
+      return recipe ? std::optional(recipe->seconds) : std::nullopt;
+    });
+  }
+  return result;
+}
+
+}  // namespace ebbtide
