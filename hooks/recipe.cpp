@@ -43,7 +43,7 @@ at::Tensor run_step(const Step& step, RedoCache& cache) {
   return step.redo(values);
 }
 
-/// Seconds that this thread spent in redos that others asked for as their inputs: counted once.
+/// Seconds that this thread spent in redos that others asked for as their inputs, and waiting for these: counted once.
 thread_local double spent_within = 0;
 
 }  // namespace
@@ -94,6 +94,7 @@ StorageOfRecord storage_of(Record& record, c10::Device device) {
     const auto node = torch::autograd::get_current_node();
     core.note_burst(record, node ? node->name() : std::string());
   }
+  spent_within += unpacked.waited_s;
   std::shared_ptr<DeviceStorage> storage = unpacked.storage;
   if (unpacked.recipe) {
     const double before = std::exchange(spent_within, 0);

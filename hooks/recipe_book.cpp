@@ -66,9 +66,9 @@ void RecipeBook::note(const Packed& packed) {
   prune_at_ = std::max(kLeastToPrune, 2 * holders_.size());
 }
 
-void RecipeBook::packed(StoreCore& core, const Packed& packed, bool has_recipe) {
+void RecipeBook::packed(StoreCore& core, const Packed& packed, bool needs_none) {
   if (packed.version == 0 && packed.tensor.unsafeGetTensorImpl()->version_counter().enabled()) note(packed);
-  if (has_recipe) return;
+  if (needs_none) return;
   const at::Tensor result = result_behind(packed);
   if (!result.defined()) return;
   const auto node = result.grad_fn();

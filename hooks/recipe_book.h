@@ -36,8 +36,8 @@ class RecipeBook {
     const std::shared_ptr<Device>& device;  ///< an accelerator's
     StreamId stream = kHostStream;          ///< current at the pack
   };
-  /// Takes note of whose result was packed, and offers its recipe to the store if it has one.
-  void packed(StoreCore& core, const Packed& packed, bool has_recipe);
+  /// Takes note of whose result was packed, and offers its recipe to the store if it has one and needs one.
+  void packed(StoreCore& core, const Packed& packed, bool needs_none);
 
   /// The record of a result that nobody has written to since it was made; none where it is not known.
   std::optional<Operand> find(const ResultId& result) const;

@@ -104,6 +104,8 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .end = view_.end(),
                              .rows = on_host ? Rows() : view_.rows(),
                              .footprint = Bytes(static_cast<int64_t>(storage.nbytes())),
+                             .dtype = static_cast<uint32_t>(view_.dtype()),
+                             .op = producer_ != nullptr ? producer_->name() : nullptr,
                              .device = served.number,
                              .stream = stream};
   auto packed = translated(
@@ -113,7 +115,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (!on_host) note_current_stream(storage);
   if (!packed.wants_recipes) return;
   const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_, served.device, stream};
-  translated([&] { hooks.recipes.packed(core, result, packed.has_recipe); });
+  translated([&] { hooks.recipes.packed(core, result, packed.needs_none); });
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {

@@ -15,6 +15,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
   DeviceTier& tier = *record.tier_;
   const NvtxRange range(NvtxRange::Of::kUnpack, record.footprint_);
   bool squeezed = false;
+  double waited_s = 0;
   for (;;) {
     pump();
     Work work(*this);
@@ -40,6 +41,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           tier.note_handed_out(resident);
         }
         Unpacked unpacked{resident.storage, nullptr, resident.origin, resident.stream != stream};
+        unpacked.waited_s = waited_s;
         prefetch_locked(*record.pass_, tier, stream, work);
         begin_copies_in_locked(tier, stream, work);
         unpacked.burst = tier.note_peak() && tier.handed_over() > tier.budget;
@@ -86,7 +88,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         work.run();
         lock.lock();
         // For the disk, or for another thread that is just submitting the copy; not for the copy.
-        wait(lock, record.pass_.get(), [&] {
+        waited_s += wait(lock, record.pass_.get(), [&] {
           const LowerCopy& lower = record.lower_;
           return record.state_ != RecordState::kReturning || lower.in || (lower.memory && !lower.copying_in);
         });
@@ -246,8 +248,7 @@ void StoreCore::return_refused_locked(Record& record, const Failure& failure, Wo
   } else if (record.demanded_) {
     record.lost_ = failed_device(record, failure);
   } else {
-    size_t& next = record.pass_->on(record.tier_->index).next;
-    next = std::max<size_t>(next, record.slot_ + size_t{1});
+    put_off_locked(record);
   }
   back_to_lower_locked(record, work);
 }
@@ -298,8 +299,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
       } else {
         host_full_ = true;
         host_wanted_ = record->packed_bytes();
-        size_t& next = record->pass_->on(record->tier_->index).next;
-        next = std::max<size_t>(next, record->slot_ + size_t{1});
+        put_off_locked(*record);
       }
       if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);
     }

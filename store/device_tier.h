@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <iterator>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -25,6 +25,7 @@ class DeviceTier {
   enum class Place {
     kElsewhere,  ///< somebody else holds the storage too: not in the budget, looked at again
     kDirty,      ///< the store's alone, and the only copy
+    kPlanned,    ///< the same, but a plan says that it stays
     kRedoable,   ///< the store's alone, and no other copy, but a recipe
     kLeaving,    ///< a copy of it is under way
     kClean,      ///< a lower copy exists
@@ -107,7 +108,7 @@ class DeviceTier {
   }
 
  private:
-  static constexpr Place kPlaces[] = {Place::kElsewhere, Place::kDirty, Place::kRedoable,
+  static constexpr Place kPlaces[] = {Place::kElsewhere, Place::kDirty, Place::kPlanned,  Place::kRedoable,
                                       Place::kLeaving,   Place::kClean, Place::kReturning};
   static constexpr size_t slot(Place place) noexcept { return static_cast<size_t>(place); }
   Bytes& handed_out(Place place) noexcept {

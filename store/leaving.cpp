@@ -62,7 +62,8 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
     tier.note_peak();
     // What has a recipe goes as soon as nobody holds its inputs.
     const bool over_for_good = tier.held() - tier.bytes(DeviceTier::Place::kRedoable) > tier.budget;
-    if (over_for_good && tier.bytes(DeviceTier::Place::kDirty) > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
+    const Bytes only_here = tier.bytes(DeviceTier::Place::kDirty) + tier.bytes(DeviceTier::Place::kPlanned);
+    if (over_for_good && only_here > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
         !(tier.link && may_spill_locked())) {
       const std::string why = why_nothing_leaves_locked(tier);
       if (options_.on_full == OnFull::kRaise ||
@@ -133,8 +134,10 @@ void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most, Look look) 
 
 /// How much may be in memory alone. Steps repeat: what the last pass saved tells where this one is. Before its last
 /// `budget` bytes all leaves at once, since all of it will have to; those last bytes stay, since the backward begins
-/// with them. What has a recipe does not count, since it need not leave. Without a last pass: half and half.
+/// with them. What has a recipe does not count, since it need not leave. Without a last pass: half and half. A plan has
+/// named what stays: the rest leaves.
 Bytes StoreCore::dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept {
+  if (pass != nullptr && pass->course_) return Bytes(0);
   if (pass == nullptr || tier.expected_pass == Bytes(0)) return tier.budget / 2;
   const Pass::OnDevice so_far = pass->on(tier.index);
   const Bytes saved = so_far.saved - so_far.redoable;
@@ -146,27 +149,36 @@ void StoreCore::begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work) {
   if (!may_leave_locked(tier)) return;
   const Bytes limit = dirty_limit_locked(tier, pass);
   give_recipes_up_locked(tier, tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean) -
-                                   tier.bytes(Place::kDirty) - tier.budget);
-  const auto enough = [&] {
-    const Bytes staying = tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean);
-    return tier.bytes(Place::kDirty) <= limit && staying <= tier.budget;
+                                   tier.bytes(Place::kDirty) - tier.bytes(Place::kPlanned) - tier.budget);
+  const auto within_budget = [&] {
+    return tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean) <= tier.budget;
   };
   Resident* next = nullptr;
   for (Resident* resident = tier.list(Place::kDirty).front(); resident != nullptr; resident = next) {
-    if (enough()) return;
+    if (tier.bytes(Place::kDirty) <= limit && within_budget()) return;
     next = IntrusiveList<Resident>::next(*resident);
-    for (Record* record : resident->records) {
-      if (record->state_ != RecordState::kResident || record->stays_) continue;
-      if (auto alive = record->weak_from_this().lock()) {
-        record->become(RecordState::kLeaving);
-        if (tier.link)
-          work.copies_out.push_back({std::move(alive), resident->storage});
-        else
-          work.writes.push_back({std::move(alive), resident->storage});
-      }
-    }
-    place_locked(*resident);
+    leave_locked(*resident, work);
   }
+  // The plan's budget was for one pass, and this is what several save.
+  for (Resident* resident = tier.list(Place::kPlanned).front(); resident != nullptr && !within_budget();
+       resident = next) {
+    next = IntrusiveList<Resident>::next(*resident);
+    leave_locked(*resident, work);
+  }
+}
+
+void StoreCore::leave_locked(Resident& resident, Work& work) {
+  for (Record* record : resident.records) {
+    if (record->state_ != RecordState::kResident || record->stays_) continue;
+    if (auto alive = record->weak_from_this().lock()) {
+      record->become(RecordState::kLeaving);
+      if (resident.tier->link)
+        work.copies_out.push_back({std::move(alive), resident.storage});
+      else
+        work.writes.push_back({std::move(alive), resident.storage});
+    }
+  }
+  place_locked(resident);
 }
 
 void StoreCore::drop_clean_locked(DeviceTier& tier, Bytes target, Work& work) {

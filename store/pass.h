@@ -2,6 +2,8 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/pass_log.h>
+#include <ebbtide/store/planner.h>
 #include <ebbtide/store/stats.h>
 
 #include <cstdint>
@@ -23,7 +25,9 @@ class Pass {
   friend class Record;
 
   struct OnDevice {
-    size_t next = 0;  ///< prefetch: all at and above this place of the sequence has been looked at
+    size_t next = 0;  ///< prefetch without a plan: all at and above this place of the sequence has been looked at
+    size_t turn = 0;  ///< prefetch by plan: all before this turn of its return order has been looked at
+    Bytes reserved;   ///< for redos whose turn has come and who have not been asked for yet
     Bytes saved;
     Bytes redoable;  ///< part of it: what has a recipe
   };
@@ -35,7 +39,11 @@ class Pass {
 
   PassStats stats_;
   std::vector<Record*> sequence_;  // in order of packing; a record stands at its latest pack only; null once it is dead
-  std::vector<OnDevice> on_;       // by the devices' numbers
+  std::vector<Record*> made_;      // by index; null once it is dead
+  PassLog log_;
+  std::shared_ptr<const Course> course_;  // what it follows, as far as it has come; null: the reactive rule
+  Bytes disk_before_;                     // what disks had moved when it began
+  std::vector<OnDevice> on_;              // by the devices' numbers
   int64_t live_ = 0;
   std::set<int> tasks_;  // graph tasks that unpacked from it and have not ended
   bool in_backward_ = false;

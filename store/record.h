@@ -12,6 +12,7 @@
 #include <ebbtide/store/record_state.h>
 #include <ebbtide/store/returned_memory.h>
 #include <ebbtide/store/rows.h>
+#include <ebbtide/store/simulator.h>
 #include <ebbtide/transfer/device.h>
 #include <ebbtide/transfer/device_storage.h>
 
@@ -87,15 +88,18 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   uint32_t version_ = 0;
   Bytes begin_;  // of the bytes that its views touch, as an offset in the storage
   Bytes end_;
-  Rows rows_;          // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
-  Bytes footprint_;    // of the whole storage, for statistics
-  uint32_t slot_ = 0;  // its place in the pass's sequence: that of its latest pack
+  Rows rows_;           // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
+  Bytes footprint_;     // of the whole storage, for statistics
+  uint32_t slot_ = 0;   // its place in the pass's sequence: that of its latest pack
+  uint32_t index_ = 0;  // how many records the pass had before it
+  Action action_ = Action::kOffload;  // what its pass's plan says, if it has one
   bool unpacked_ = false;
   bool demanded_ = false;  // somebody waits for its transfer
   bool left_ = false;      // was its resident memory ever dropped?
   bool spilled_ = false;   // was it ever on disk?
   bool stays_ = false;     // the tier below can never hold it
   bool redone_ = false;    // was it ever let go of for its recipe?
+  bool reserved_ = false;  // does Pass::OnDevice::reserved count it?
 
   std::shared_ptr<Resident> resident_;
   RecordLayout layout_;

@@ -29,6 +29,7 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   }
   if (depth >= kDeepestRecipe || rests_on_locked(*recipe, record)) return;
   record.recipe_ = std::move(recipe);
+  note_recipe_locked(record);
   note_redoable_locked(record, true);
   place_locked(*record.resident_);
 }
@@ -138,6 +139,8 @@ std::shared_ptr<DeviceStorage> StoreCore::redone(Record& record, std::shared_ptr
   {
     std::lock_guard lock(mutex_);
     stats_.recompute_s += seconds;
+    note_redo_locked(record, seconds);
+    unreserve_locked(record);
     const Bytes origin = record.recipe_->begin();
     begin = record.begin_ - origin;
     end = record.end_ - origin;

@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -14,6 +15,7 @@ namespace ebbtide {
 
 StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
   if (record.tier_->link) return unpack_from_device(record, stream);
+  double waited_s = 0;
   for (;;) {
     Work work(*this);
     std::unique_lock lock(mutex_);
@@ -26,6 +28,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         record.unpacked_ = true;
         record.demanded_ = false;
         Unpacked unpacked{resident.storage, resident.memory, resident.origin};
+        unpacked.waited_s = waited_s;
         prefetch_locked(*record.pass_, host_, kHostStream, work);
         unpacked.burst = host_.note_peak() && host_.handed_over() > host_.budget;
         const bool check = record.fingerprint_ && unpacked.memory;
@@ -47,7 +50,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
         lock.unlock();
         work.run();
         lock.lock();
-        wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });
+        waited_s += wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });
         continue;
       case RecordState::kRedone: {
         Unpacked unpacked{.recipe = recipe_for_unpack_locked(record, kHostStream, work)};
@@ -127,24 +130,59 @@ void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urg
   }
 }
 
+/// By plan: in the order in which the plan's pass asked, with room left for what is to be redone in between, so that what
+/// is fetched ahead never takes the memory that a redo before it waits for. What is below though the plan kept it, and
+/// all where there is no plan: the last packed first.
 void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work) {
   if (!pass.in_backward_) return;
+  Pass::OnDevice& on = pass.on(tier.index);
+  const auto room_for = [&](const Record& record) { return tier.held() + on.reserved + record.bytes() <= tier.budget; };
   // Whether there was room for it, if it wants any.
   const auto fetch = [&](Record& record) {
     if (record.tier_ != &tier || record.state_ != RecordState::kLower) return true;
     const bool no_room = tier.link ? host_full_ && !record.lower_.memory : staging_full_;
-    if (no_room || closed_ || tier.held() + record.bytes() > tier.budget) return false;
+    if (no_room || closed_ || !room_for(record)) return false;
     begin_return_locked(record, stream, Urgency::kPrefetch, work);
     return true;
   };
-  for (size_t& next = pass.on(tier.index).next; next > 0; --next) {
-    Record* record = pass.sequence_[next - 1];
-    if (record == nullptr) continue;
-    if (!fetch(*record)) return;
-    if (record->state_ != RecordState::kRedone) continue;
-    for (const auto& input : record->recipe_->inputs())  // wanted earlier than they themselves are asked for
-      if (!fetch(*input)) return;
+  const auto fetch_with_inputs = [&](Record& record) {
+    if (!fetch(record)) return false;
+    if (record.state_ != RecordState::kRedone) return true;
+    // Wanted earlier than they themselves are asked for.
+    return std::ranges::all_of(record.recipe_->inputs(), [&](const auto& input) { return fetch(*input); });
+  };
+  if (pass.course_ && tier.index < pass.course_->plans.size()) {
+    const std::vector<uint32_t>& order = pass.course_->plans[tier.index].return_order;
+    for (; on.turn < order.size(); ++on.turn) {
+      Record* record = order[on.turn] < pass.made_.size() ? pass.made_[order[on.turn]] : nullptr;
+      if (record == nullptr) continue;
+      if (!fetch_with_inputs(*record)) return;
+      if (record->state_ != RecordState::kRedone || record->reserved_) continue;
+      if (!room_for(*record)) return;
+      record->reserved_ = true;
+      on.reserved += record->bytes();
+    }
   }
+  for (; on.next > 0; --on.next) {
+    Record* record = pass.sequence_[on.next - 1];
+    if (record != nullptr && !fetch_with_inputs(*record)) return;
+  }
+}
+
+/// It was to be fetched ahead, and is not now.
+void StoreCore::put_off_locked(Record& record) noexcept {
+  Pass& pass = *record.pass_;
+  Pass::OnDevice& on = pass.on(record.tier_->index);
+  on.next = std::max<size_t>(on.next, record.slot_ + size_t{1});
+  if (!pass.course_ || record.tier_->index >= pass.course_->plans.size()) return;
+  const std::vector<uint32_t>& order = pass.course_->plans[record.tier_->index].return_order;
+  for (size_t turn = on.turn; turn > 0; --turn)
+    if (order[turn - 1] == record.index_) on.turn = turn - 1;
+}
+
+/// Its redo has run, or is not wanted any more.
+void StoreCore::unreserve_locked(Record& record) noexcept {
+  if (std::exchange(record.reserved_, false)) record.pass_->on(record.tier_->index).reserved -= record.bytes();
 }
 
 void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
@@ -164,8 +202,7 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
     } else {  // whoever waits for it by now finds it below, and demands it
       staging_full_ = true;
       record->become(RecordState::kLower);
-      size_t& next = record->pass_->on(host_.index).next;
-      next = std::max<size_t>(next, record->slot_ + size_t{1});
+      put_off_locked(*record);
     }
     detach_locked(*record, work);
     changed_.notify_all();

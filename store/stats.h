@@ -75,6 +75,13 @@ struct Stats {
   Bytes referenced_elsewhere, referenced_elsewhere_peak;  ///< saved, but someone else holds the storage too
   Bytes alive_peak;    ///< the most of these and of what the budget holds, at one time
   int64_t passes = 0;  ///< counted when the backward has ended or the last record died
+
+  int64_t plans = 0;  ///< made so far
+  // A step, here: from a pass's first pack to the end of its backward, in seconds. 0: no plan was followed, or no pass
+  // has ended.
+  double predicted_step_s = 0;    ///< by the plan that the last pass followed
+  double measured_step_s = 0;     ///< of the last pass
+  double lower_bound_step_s = 0;  ///< no way to treat what the last pass saved could have taken less
 };
 
 /// One pass, from its first pack to its end. `kept` and the others count its records as they died.

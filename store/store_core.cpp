@@ -29,8 +29,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   Bytes origin;
   bool crowded = false;
   bool wants_recipes = false;
-  bool has_recipe = false;
+  bool needs_none = false;
   DeviceTier& tier = tier_of(view);
+  const auto now = std::chrono::steady_clock::now();
   std::optional<NvtxRange> range;
   if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
   EventPtr packed;
@@ -46,6 +47,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     if (!pass || !pass->takes_packs_) {
       pass = std::make_shared<Pass>(next_pass_++);
       pass->sequence_.reserve(longest_sequence_);
+      pass->made_.reserve(longest_sequence_);
+      pass->log_ = std::exchange(spare_log_, {});
+      pass->disk_before_ = disk_moved();
     }
     const auto known = by_storage_.find(view.storage);
     Resident* resident = known != by_storage_.end() ? known->second : nullptr;
@@ -88,6 +92,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->tier_ = &tier;
       record->packed_ = std::move(packed);
       record->lower_.record = record.get();
+      note_pack_locked(*record, *pass, view, now);
       ++pass->live_;
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
@@ -110,8 +115,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         record->resident_ = std::move(made);
       }
     }
-    wants_recipes = recipes_help_locked(tier, *pass);
-    has_recipe = record->recipe_ != nullptr;
+    const bool planned = pass->course_ != nullptr;
+    wants_recipes = planned ? pass->course_->recomputes : recipes_help_locked(tier, *pass);
+    needs_none = record->recipe_ != nullptr || (planned && record->action_ != Action::kRecompute);
     look_again_locked(tier, 8);
     crowded = tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
@@ -122,7 +128,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     settle(pass.get(), tier);
   else if (tier.link)
     pump();
-  return {std::move(record), origin, wants_recipes, has_recipe};
+  return {std::move(record), origin, wants_recipes, needs_none};
 }
 
 DeviceTier& StoreCore::tier_of(const View& view) {
@@ -139,26 +145,37 @@ void StoreCore::note_passed_through(const char* reason, Bytes footprint) {
 }
 
 bool StoreCore::task_began(Record& record, int task) {
+  const auto now = std::chrono::steady_clock::now();
   std::lock_guard lock(mutex_);
   Pass& pass = record.pass();
+  if (!pass.ended_) note_unpack_locked(record, pass, now);
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
-  for (const DeviceTier& tier : tiers_) pass.on(tier.index).next = pass.sequence_.size();
+  for (const DeviceTier& tier : tiers_) {
+    pass.on(tier.index).next = pass.sequence_.size();
+    pass.on(tier.index).turn = 0;
+  }
   return true;
 }
 
 void StoreCore::task_ended(Pass& pass, int task) noexcept {
-  std::lock_guard lock(mutex_);
-  pass.tasks_.erase(task);
-  if (!pass.tasks_.empty()) return;  // the graph task around a reentrant one
-  pass.in_backward_ = false;
-  pass.takes_packs_ = false;
-  if (!pass.ended_)
-    for (DeviceTier& tier : tiers_) {
-      tier.expected_pass = pass.on(tier.index).saved;
-      tier.expected_redoable = pass.on(tier.index).redoable;
+  std::optional<Planner::Task> to_plan;
+  {
+    std::lock_guard lock(mutex_);
+    pass.tasks_.erase(task);
+    if (!pass.tasks_.empty()) return;  // the graph task around a reentrant one
+    pass.in_backward_ = false;
+    pass.takes_packs_ = false;
+    if (!pass.ended_) {
+      for (DeviceTier& tier : tiers_) {
+        tier.expected_pass = pass.on(tier.index).saved;
+        tier.expected_redoable = pass.on(tier.index).redoable;
+      }
+      to_plan = learn_locked(pass);
     }
-  end_pass_locked(pass);
+    end_pass_locked(pass);
+  }
+  if (to_plan) adopt(*to_plan);
 }
 
 void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
@@ -187,6 +204,8 @@ Few<DeviceTier*> StoreCore::all_tiers() {
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
   longest_sequence_ = std::max(longest_sequence_, pass.sequence_.size());
+  spare_log_ = std::move(pass.log_);
+  spare_log_.clear();
   if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
   last_pass_ = pass.stats_;
@@ -200,6 +219,7 @@ void StoreCore::end_pass_locked(Pass& pass) noexcept {
 }
 
 void StoreCore::forget(Record& record) noexcept {
+  const auto now = std::chrono::steady_clock::now();
   Work work(*this);
   {
     std::lock_guard lock(mutex_);
@@ -219,6 +239,9 @@ void StoreCore::forget(Record& record) noexcept {
     std::swap(work.exhumed, buried_);
     record.become(RecordState::kDead);
     live_.remove(record);
+    unreserve_locked(record);
+    if (!pass.ended_) pass.log_.death(record.index_, now);
+    pass.made_[record.index_] = nullptr;
     pass.sequence_[record.slot_] = nullptr;
     if (--pass.live_ == 0 && pass.tasks_.empty()) {
       pass.takes_packs_ = false;
@@ -273,7 +296,10 @@ DeviceTier::Place StoreCore::place_by_states(const Resident& resident) noexcept 
     if (record->state_ == RecordState::kReturning) return Place::kReturning;
     if (record->state_ == RecordState::kLeaving) place = Place::kLeaving;
     if (record->state_ != RecordState::kResident || place == Place::kLeaving || place == Place::kDirty) continue;
-    place = record->redoable_ ? Place::kRedoable : Place::kDirty;
+    if (record->redoable_)
+      place = place == Place::kPlanned ? place : Place::kRedoable;
+    else
+      place = record->action_ == Action::kKeep ? Place::kPlanned : Place::kDirty;
   }
   return place;
 }
@@ -310,7 +336,8 @@ void StoreCore::close() {
   deliver_warnings();
 }
 
-void StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done) {
+/// Returns the seconds that it took.
+double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done) {
   using Steady = std::chrono::steady_clock;
   const auto begin = Steady::now();
   const std::shared_ptr<Waiter> waiter = waiter_;
@@ -334,7 +361,11 @@ void StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const st
   lock.lock();
   const double seconds = std::chrono::duration<double>(Steady::now() - begin).count();
   stats_.stall_s += seconds;
-  if (stalled != nullptr) stalled->stats_.stall_s += seconds;
+  if (stalled != nullptr) {
+    stalled->stats_.stall_s += seconds;
+    stalled->log_.pause(seconds);
+  }
+  return seconds;
 }
 
 void StoreCore::warn_once_locked(const std::string& key, std::string text) {

@@ -8,6 +8,7 @@
 #include <ebbtide/store/device_tier.h>
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/pass.h>
+#include <ebbtide/store/planner.h>
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/waiter.h>
@@ -60,10 +61,12 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
         nullptr;  ///< identity of the framework's storage, which the caller keeps alive during the call
     const void* version_counter = nullptr;  ///< identity; kept alive by whoever keeps the record
     uint32_t version = 0;
-    Bytes begin, end;  ///< first byte and one past the last that the view touches, as offsets in the storage
-    Rows rows;         ///< of an accelerator's view, from `begin` to `end`: only these are ever read through it
-    Bytes footprint;   ///< of the whole storage
-    int device = 0;    ///< see add_device
+    Bytes begin, end;          ///< first byte and one past the last that the view touches, as offsets in the storage
+    Rows rows;                 ///< of an accelerator's view, from `begin` to `end`: only these are ever read through it
+    Bytes footprint;           ///< of the whole storage
+    uint32_t dtype = 0;        ///< any number that tells one from another
+    const char* op = nullptr;  ///< that made it, as typeid names its node; lives as long as the program
+    int device = 0;            ///< see add_device
     /// The compute stream: the one that the storage was allocated for, and after whose present work its bytes are
     /// there.
     StreamId stream = kHostStream;
@@ -73,8 +76,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// Offset of the view's storage in the one that was saved first: not 0 for memory that came back and is saved
     /// again.
     Bytes origin;
-    bool wants_recipes = false;  ///< memory is short: a recipe for the record may save a transfer
-    bool has_recipe = false;
+    /// Memory is short: a recipe may save a transfer, for this record unless it needs none, and for those that read it.
+    bool wants_recipes = false;
+    bool needs_none = false;
   };
   /// Makes the reference that the store keeps. Called at most once, under the lock: it may count references, and no
   /// more.
@@ -106,6 +110,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// of the stream that asks now.
     bool of_another_stream = false;
     std::shared_ptr<const Recipe> recipe;
+    double waited_s = 0;  ///< for a transfer
     /// More than ever is handed over, and more than the budget: the caller then says to whom, see note_burst().
     bool burst = false;
   };
@@ -125,8 +130,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::shared_ptr<DeviceStorage> redone(Record& record, std::shared_ptr<DeviceStorage> mine, StreamId stream,
                                         double seconds);
 
-  /// True if this graph task unpacks from the record's pass for the first time: the caller then sees to it that
-  /// task_ended is called.
+  /// A graph task unpacks the record. True if it does so from the record's pass for the first time: the caller then sees
+  /// to it that task_ended is called.
   bool task_began(Record& record, int task);
   void task_ended(Pass& pass, int task) noexcept;
   /// The scope of the pass ends: nothing is added to it any more, and all of it may leave. May wait for room.
@@ -145,6 +150,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Stats stats() const;
   PassStats last_pass() const;
   std::string report() const;
+  /// What becomes of each record of passes like the last, in order of packing; empty where that followed no plan.
+  std::vector<PlannedRecord> plan() const;
+  /// Of passes like the last; none before there was one that a budget was too small for.
+  std::optional<Profile> profile() const;
 
   /// For the next caller's thread; each text once.
   void warn(std::string text);
@@ -184,6 +193,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   enum class Look { kForAll, kForDroppable };
   void look_again_locked(DeviceTier& tier, int64_t at_most, Look look = Look::kForAll);
   void begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work);
+  void leave_locked(Resident& resident, Work& work);
   void drop_clean_locked(DeviceTier& tier, Bytes target, Work& work);
   void drop_locked(Resident& resident, Work& work);
   void drop_record_locked(Record& record, Work& work);
@@ -195,6 +205,16 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage);
   void write_failed_locked(Record& record, const Failure& failure);
   void note_write_error_locked(const Failure& failure);
+
+  // planning.cpp: passes that follow what was learned of those before.
+  void note_pack_locked(Record& record, Pass& pass, const View& view, PassLog::Time now);
+  void note_unpack_locked(Record& record, Pass& pass, PassLog::Time now);
+  void note_recipe_locked(Record& record);
+  void note_redo_locked(Record& record, double seconds);
+  std::optional<Planner::Task> learn_locked(Pass& pass);
+  Bytes disk_moved() const;
+  std::vector<Planner::Conditions> conditions_locked() const;
+  void adopt(const Planner::Task& task) noexcept;
 
   // redoing.cpp: records whose bytes are made again.
   bool recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept;
@@ -243,6 +263,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // returning.cpp: from below into resident memory.
   void begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work);
   void prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work);
+  static void put_off_locked(Record& record) noexcept;
+  static void unreserve_locked(Record& record) noexcept;
   [[noreturn]] static void throw_lost(const Failure& why);
   void read(const std::shared_ptr<Record>& record, Urgency urgency);
   void read_done(uint64_t record_id, const Status& status);
@@ -263,7 +285,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void end_pass_locked(Pass& pass) noexcept;
   void warn_once_locked(const std::string& key, std::string text);
   void deliver_warnings();
-  void wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);
+  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);
 
   const Options options_;
   // After warm-up, what a tensor that leaves and comes back needs of these takes no memory of the heap.
@@ -314,7 +336,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::map<const char*, Count> passed_through_;
   std::map<const char*, Count> recomputed_ops_;
   std::map<const char*, int64_t> unequal_redos_;
+  std::map<const char*, double> redo_speed_;  // bytes a second, by op
   PassStats last_pass_;
+  Planner planner_;
+  PassLog spare_log_;  // of the last pass that ended, empty: for the next
 
   // The host tier.
   IntrusiveList<LowerCopy> host_copies_;  // in order of leaving

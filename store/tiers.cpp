@@ -62,7 +62,9 @@ std::unique_ptr<PinnedPool> open_host_pool(Bytes capacity, std::shared_ptr<HostR
 }  // namespace
 
 StoreCore::StoreCore(Options options)
-    : options_(std::move(options)), host_(tiers_.emplace_back(std::make_shared<HostDevice>(), size_t{0})) {}
+    : options_(std::move(options)),
+      host_(tiers_.emplace_back(std::make_shared<HostDevice>(), size_t{0})),
+      planner_(options_.recompute.value_or(true)) {}
 
 std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
   std::shared_ptr<StoreCore> core(new StoreCore(resolve(options)));
@@ -172,6 +174,12 @@ Stats StoreCore::stats() const {
     host = host_pool_.get();
     stats = stats_;
     stats.host.budget_bytes = staging_budget_ + host_budget_;
+    stats.plans = planner_.plans();
+    stats.measured_step_s = planner_.measured_s();
+    if (planner_.last()) {
+      stats.predicted_step_s = planner_.last()->predicted_s;
+      stats.lower_bound_step_s = planner_.last()->lower_bound_s;
+    }
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const auto& [op, count] : recomputed_ops_) stats.recomputed_ops[op] = count;
     for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;

@@ -53,14 +53,14 @@ EXEMPT = (
             "wait(lock, pass, [&] {",
         ),
     ),
-    ("The same.", "store/returning.cpp", ("wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });",)),
-    ("The same.", "store/device_returning.cpp", ("wait(lock, record.pass_.get(), [&] {",)),
+    ("The same.", "store/returning.cpp", ("waited_s += wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });",)),
+    ("The same.", "store/device_returning.cpp", ("waited_s += wait(lock, record.pass_.get(), [&] {",)),
     (
         "The same: close() goes round until nothing is under way; and how a caller waits.",
         "store/store_core.cpp",
         (
             "wait(lock, nullptr, [&] { return !under_way(); });",
-            "void StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done) {",
+            "double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done) {",
             "if (changed_.wait_for(lock, std::chrono::milliseconds(100)) == std::cv_status::timeout && waiter) {",
         ),
     ),
@@ -69,7 +69,7 @@ EXEMPT = (
         "store/device_link.cpp",
         ("kicked_.wait(lock, [&] { return busy_ || ended_; });", "kicked_.wait_for(lock, kPollEvery, [&] { return ended_ && !ended; });"),
     ),
-    ("The same.", "store/store_core.h", ("void wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);",)),
+    ("The same.", "store/store_core.h", ("double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);",)),
     ("The same: a copy that has not passed may give the disk something to do.", "store/device_leaving.cpp", ("if (!copy->passed_out()) return true;", "changed |= enqueued.ok() || job->finished();")),
     ("Progress: a job that is stopped is fed until it has its event.", "transfer/copy_job.h", ("return state() == CopyState::kQueued || (state() == CopyState::kStopping && unrecorded_bytes_ > 0);",)),
     (

@@ -112,7 +112,7 @@ TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
   auto core = StoreCore::open(options(kBytes));
   Pair made = pair(*core);
   EXPECT_TRUE(made.packed.wants_recipes);
-  EXPECT_FALSE(made.packed.has_recipe);
+  EXPECT_FALSE(made.packed.needs_none);
   release(*core, made);
   EXPECT_EQ(core->stats().device.bytes, kBytes) << "x alone";
   {

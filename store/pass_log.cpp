@@ -1,0 +1,83 @@
+#include <ebbtide/store/pass_log.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <bit>
+
+namespace ebbtide {
+namespace {
+
+/// The power of two and the three bits below it.
+uint64_t size_class(Bytes bytes) noexcept {
+  const auto n = static_cast<uint64_t>(bytes.count());
+  const int above = std::max(0, static_cast<int>(std::bit_width(n)) - 4);
+  return n >> above << above;
+}
+
+uint64_t extended(uint64_t prefix, const PassLog::Packed& packed) noexcept {
+  const uint64_t facts[] = {prefix, packed.device, packed.dtype, size_class(packed.bytes)};
+  return XXH3_64bits(facts, sizeof facts);
+}
+
+}  // namespace
+
+void PassLog::clear() noexcept {
+  made_.clear();
+  inputs_.clear();
+  steps_.clear();
+  paused_ = latest_ = seconds_ = 0;
+  prefix_ = 0;
+  has_backward_ = false;
+}
+
+uint32_t PassLog::pack(const Packed& packed, Time now) {
+  if (made_.empty()) begin_ = now;
+  const auto index = static_cast<uint32_t>(made_.size());
+  made_.push_back({packed});
+  prefix_ = extended(prefix_, packed);
+  step(ProfiledStep::What::kPack, index, now);
+  return index;
+}
+
+void PassLog::set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs) {
+  Made& made = made_[index];
+  made.redo_s = seconds;
+  made.first_input = static_cast<uint32_t>(inputs_.size());
+  made.inputs = static_cast<uint32_t>(inputs.size());
+  inputs_.insert(inputs_.end(), inputs.begin(), inputs.end());
+}
+
+double PassLog::compute(Time now) noexcept {
+  return latest_ = std::max(latest_, std::chrono::duration<double>(now - begin_).count() - paused_);
+}
+
+std::vector<uint64_t> PassLog::prefixes() const {
+  std::vector<uint64_t> prefixes;
+  prefixes.reserve(made_.size());
+  uint64_t prefix = 0;
+  for (const Made& made : made_) prefixes.push_back(prefix = extended(prefix, made));
+  return prefixes;
+}
+
+Profile PassLog::profile() const {
+  Profile profile;
+  profile.records.reserve(made_.size());
+  for (const Made& made : made_) {
+    ProfiledRecord record{.bytes = made.bytes, .moved = made.moved, .device = made.device, .mobility = made.mobility};
+    if (made.redo_s >= 0) {
+      const auto first = inputs_.begin() + made.first_input;
+      record.recipe = ProfiledRecipe{made.redo_s, {first, first + made.inputs}};
+    }
+    if (made.op != nullptr) record.op = made.op;
+    const uint64_t kind[] = {made.dtype, size_class(made.bytes)};
+    record.kind = XXH3_64bits(kind, sizeof kind);
+    profile.records.push_back(std::move(record));
+  }
+  profile.steps = steps_;
+  profile.seconds = seconds_;
+  return profile;
+}
+
+}  // namespace ebbtide

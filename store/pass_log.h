@@ -1,0 +1,90 @@
+// What a pass does, as it goes: the raw material of its profile.
+#pragma once
+
+#include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/profile.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace ebbtide {
+
+/// One entry a record and one a step, so that a pass costs what it does and no more; names and numbers are put in order
+/// for a planner only where one asks, see profile().
+/// Threads: none of its own; its owner's lock.
+class EBBTIDE_API PassLog {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  /// A record, as its first pack knows it.
+  struct Packed {
+    Bytes bytes;  ///< in resident memory
+    Bytes moved;  ///< when it leaves or comes back
+    uint32_t device = 0;
+    uint32_t dtype = 0;        ///< any number that tells one from another
+    const char* op = nullptr;  ///< that made it; lives as long as the program
+  };
+
+  /// For another pass, which then takes no memory where it does as many things as this one did.
+  void clear() noexcept;
+
+  /// Returns the record's index.
+  uint32_t pack(const Packed& packed, Time now);
+  void unpack(uint32_t index, Time now) {
+    has_backward_ = true;
+    step(ProfiledStep::What::kUnpack, index, now);
+  }
+  void death(uint32_t index, Time now) { step(ProfiledStep::What::kDeath, index, now); }
+  void end(Time now) { seconds_ = compute(now); }
+
+  void set_mobility(uint32_t index, Mobility mobility) noexcept { made_[index].mobility = mobility; }
+  /// The record can be made again. `seconds`: a guess at what that takes.
+  void set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs);
+  /// A redo took so long.
+  void set_redo_seconds(uint32_t index, double seconds) noexcept { made_[index].redo_s = seconds; }
+
+  /// Callers waited, or redid something: no part of what the pass computes.
+  void pause(double seconds) noexcept { paused_ += seconds; }
+
+  size_t records() const noexcept { return made_.size(); }
+  /// A hash of what was packed so far: of each record's device, dtype and size, the latter in steps of an eighth of its
+  /// power of two, so that shapes that vary a little make no new kind of pass.
+  uint64_t prefix() const noexcept { return prefix_; }
+  /// prefix() after each pack.
+  std::vector<uint64_t> prefixes() const;
+  /// Whether anything was asked for.
+  bool has_backward() const noexcept { return has_backward_; }
+  /// Of compute, from the first pack to end().
+  double seconds() const noexcept { return seconds_; }
+  /// All of it, pauses too.
+  double wall_seconds() const noexcept { return seconds_ + paused_; }
+
+  Profile profile() const;
+
+ private:
+  struct Made : Packed {
+    Mobility mobility = Mobility::kMovable;
+    double redo_s = -1;  // < 0: no recipe
+    uint32_t first_input = 0;
+    uint32_t inputs = 0;
+  };
+
+  double compute(Time now) noexcept;
+  void step(ProfiledStep::What what, uint32_t index, Time now) { steps_.push_back({what, index, compute(now)}); }
+
+  std::vector<Made> made_;
+  std::vector<uint32_t> inputs_;  // of all recipes, one after the other
+  std::vector<ProfiledStep> steps_;
+  Time begin_;
+  double paused_ = 0;
+  double latest_ = 0;  // several threads' pauses may add up to more than has passed
+  double seconds_ = 0;
+  uint64_t prefix_ = 0;
+  bool has_backward_ = false;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,151 @@
+#include <ebbtide/store/planner.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace ebbtide {
+namespace {
+
+/// As if nothing had taken time from the computation.
+Profile undisturbed(Profile profile, double copying_s) {
+  const double share = profile.seconds > copying_s ? 1 - copying_s / profile.seconds : 1;
+  profile.seconds *= share;
+  for (ProfiledStep& step : profile.steps) step.at *= share;
+  return profile;
+}
+
+bool differs(double before, double now, double by) noexcept {
+  return std::abs(now - before) > by * before;
+}
+
+bool differs(const DiskModel& before, const DiskModel& now, double by) noexcept {
+  return differs(before.write, now.write, by) || differs(before.read, now.read, by);
+}
+bool differs(const LinkModel& before, const LinkModel& now, double by) noexcept {
+  return differs(before.out.alone, now.out.alone, by) || differs(before.in.alone, now.in.alone, by);
+}
+template <class Model>
+bool differs(const std::optional<Model>& before, const std::optional<Model>& now, double by) noexcept {
+  if (before.has_value() != now.has_value()) return true;
+  return before && differs(*before, *now, by);
+}
+
+}  // namespace
+
+std::shared_ptr<const Course> Planner::find(uint64_t prefix, size_t packs) const noexcept {
+  std::shared_ptr<const Course> latest;
+  for (const Kind& kind : kinds_) {
+    const auto& course = kind.course;
+    if (!course || packs > course->prefixes.size() || course->prefixes[packs - 1] != prefix) continue;
+    if (kind.id == kinds_.front().then) return course;
+    if (!latest) latest = course;
+  }
+  return latest;
+}
+
+bool Planner::changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept {
+  if (before.size() != now.size()) return true;
+  for (size_t i = 0; i < now.size(); ++i) {
+    const Conditions& a = before[i];
+    const Conditions& b = now[i];
+    if (a.budgets.device != b.budgets.device || a.budgets.host != b.budgets.host) return true;
+    if (differs(a.machine.link, b.machine.link, kChanged) || differs(a.machine.disk, b.machine.disk, kChanged))
+      return true;
+  }
+  return false;
+}
+
+std::optional<Planner::Task> Planner::ended(const Ended& pass) {
+  last_ = nullptr;
+  measured_s_ = pass.log.wall_seconds();
+  const uint64_t id = pass.log.prefix();
+  if (!kinds_.empty()) kinds_.front().then = id;
+  auto found = std::ranges::find(kinds_, id, &Kind::id);
+  if (found == kinds_.end()) {
+    if (kinds_.size() == kMostKinds) kinds_.pop_back();
+    kinds_.push_front({.id = id});
+  } else if (found != kinds_.begin()) {
+    Kind latest = std::move(*found);
+    kinds_.erase(found);
+    kinds_.push_front(std::move(latest));
+  }
+  Kind& kind = kinds_.front();
+  ++kind.passes;
+  if (pass.followed != nullptr && kind.course.get() == pass.followed) last_ = kind.course;
+  if (!pass.crowded) return std::nullopt;
+
+  // The first pass of a kind grows pools and warms caches: its times say little.
+  if (kind.passes == 1) {
+    kind.wanted = 1;
+    return std::nullopt;
+  }
+  if (kind.wanted == 0 && last_) {
+    const bool as_predicted = !differs(last_->predicted_s, measured_s_, kOff);
+    kind.off = as_predicted ? 0 : kind.off + 1;
+    const bool drifts = kind.off >= kind.off_to_replan;
+    if (drifts || changed(kind.planned_for, pass.on)) {
+      kind.off = 0;
+      kind.off_to_replan = drifts ? std::min(kind.off_to_replan * 2, kMostOffToReplan) : kOffToReplan;
+      kind.wanted = 1;
+      kind.profiles.clear();
+    }
+  }
+  if (kind.wanted == 0) return std::nullopt;
+  Profile profile = undisturbed(pass.log.profile(), pass.copying_s);
+  if (profile.invalid()) return std::nullopt;
+  kind.profiles.push_back(std::move(profile));
+  if (kind.profiles.size() > kProfiles) kind.profiles.erase(kind.profiles.begin());
+  if (--kind.wanted > 0) return std::nullopt;
+  // A first plan at once, a better one when there are medians.
+  if (kind.passes == 2) kind.wanted = kProfiles - 1;
+
+  Task task;
+  task.kind_ = id;
+  task.prefixes_ = pass.log.prefixes();
+  task.profiles_ = kind.profiles;
+  task.on_ = kind.planned_for = pass.on;
+  task.known_ = kind.course;
+  task.recompute_ = recompute_;
+  return task;
+}
+
+std::shared_ptr<const Course> Planner::Task::run() const {
+  auto profile = median(profiles_);
+  if (!profile) return nullptr;
+  auto course = std::make_shared<Course>();
+  course->kind = kind_;
+  course->prefixes = prefixes_;
+  course->profile = std::move(*profile);
+  for (size_t device = 0; device < on_.size(); ++device) {
+    PlanOptions options{.device = static_cast<uint32_t>(device), .recompute = recompute_};
+    if (known_ && device < known_->plans.size()) options.known = known_->plans[device].actions;
+    course->plans.push_back(plan(course->profile, on_[device].machine, on_[device].budgets, options));
+    // Devices work one after the other, or one waits for another: the time beyond the computation adds up.
+    const Plan& made = course->plans.back();
+    course->predicted_s += made.predicted.step_s - course->profile.seconds;
+    course->lower_bound_s = std::max(course->lower_bound_s, made.lower_bound_s);
+  }
+  course->predicted_s += course->profile.seconds;
+  for (size_t i = 0; i < course->profile.records.size(); ++i)
+    if (course->action(i) == Action::kRecompute) course->recomputes = true;
+  return course;
+}
+
+void Planner::adopt(std::shared_ptr<const Course> course) {
+  if (!course) return;
+  const auto kind = std::ranges::find(kinds_, course->kind, &Kind::id);
+  if (kind == kinds_.end()) return;  // forgotten meanwhile
+  ++plans_;
+  kind->off = 0;
+  kind->course = std::move(course);
+}
+
+const Profile* Planner::last_profile() const noexcept {
+  if (kinds_.empty()) return nullptr;
+  const Kind& kind = kinds_.front();
+  if (kind.course) return &kind.course->profile;
+  return kind.profiles.empty() ? nullptr : &kind.profiles.back();
+}
+
+}  // namespace ebbtide

@@ -1,0 +1,125 @@
+// What a store has learned of the passes that a program repeats, and the plans in force.
+#pragma once
+
+#include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/machine.h>
+#include <ebbtide/store/pass_log.h>
+#include <ebbtide/store/plan.h>
+#include <ebbtide/store/profile.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace ebbtide {
+
+/// How passes of one kind are treated. Immutable.
+struct Course {
+  uint64_t kind = 0;               ///< PassLog::prefix() at the end of such a pass
+  std::vector<uint64_t> prefixes;  ///< PassLog::prefix() after each pack
+  Profile profile;
+  std::vector<Plan> plans;  ///< by the devices' numbers; of each, the actions of its own records count
+  double predicted_s = 0;
+  double lower_bound_s = 0;
+  bool recomputes = false;  ///< some record
+
+  const Plan& plan_of(size_t record) const noexcept { return plans[profile.records[record].device]; }
+  Action action(size_t record) const noexcept { return plan_of(record).actions[record]; }
+};
+
+/// One record of a plan, for people.
+struct PlannedRecord {
+  Bytes bytes;
+  std::string op;
+  std::string region;
+  std::string device;
+  Action action = Action::kKeep;
+  Why why = Why::kFits;
+};
+
+/// Training steps repeat: the first passes of a kind are only watched, later ones follow a plan made of what was seen.
+/// A kind is the sequence of what is packed; training and evaluation, or shapes that alternate, are kinds of their own.
+///
+/// Threads: none of its own; its owner's lock. What takes long is in Task::run, which needs no lock.
+class EBBTIDE_API Planner {
+ public:
+  /// What holds on one device.
+  struct Conditions {
+    Machine machine;
+    Budgets budgets;
+  };
+  /// A pass that has ended.
+  struct Ended {
+    const PassLog& log;
+    const Course* followed = nullptr;  ///< to its end
+    std::vector<Conditions> on;        ///< by the devices' numbers
+    double copying_s = 0;              ///< of the log's compute: what its transfers took from it
+    bool crowded = false;              ///< some budget was too small for it
+  };
+
+  /// A plan to be made, of what was seen.
+  class Task {
+   public:
+    std::shared_ptr<const Course> run() const;
+
+   private:
+    friend class Planner;
+    uint64_t kind_ = 0;
+    std::vector<uint64_t> prefixes_;
+    std::vector<Profile> profiles_;
+    std::vector<Conditions> on_;
+    std::shared_ptr<const Course> known_;
+    bool recompute_ = true;
+  };
+
+  explicit Planner(bool recompute) noexcept : recompute_(recompute) {}
+
+  /// The course of passes that begin with these packs; of several the one that came after a pass like the last, the time
+  /// before, else the latest. None: nothing is known of them.
+  std::shared_ptr<const Course> find(uint64_t prefix, size_t packs) const noexcept;
+
+  /// Learns from a pass. What is returned is to be run without the lock, and its result adopted.
+  std::optional<Task> ended(const Ended& pass);
+  void adopt(std::shared_ptr<const Course> course);
+
+  /// How many plans were adopted.
+  int64_t plans() const noexcept { return plans_; }
+  /// Of the pass that ended last; null if it followed none.
+  const std::shared_ptr<const Course>& last() const noexcept { return last_; }
+  double measured_s() const noexcept { return measured_s_; }
+  /// Of the kind that ended last; none before its second pass.
+  const Profile* last_profile() const noexcept;
+
+ private:
+  static constexpr size_t kMostKinds = 8;
+  static constexpr int kProfiles = 3;
+  static constexpr int kOffToReplan = 3;
+  static constexpr int kMostOffToReplan = 1000;  // a machine whose times vary is not planned for without end
+  static constexpr double kOff = 0.05;
+  static constexpr double kChanged = 0.1;
+
+  struct Kind {
+    uint64_t id = 0;
+    int64_t passes = 0;
+    int wanted = 0;  ///< so many more passes are to be looked at before a plan is made
+    std::vector<Profile> profiles;
+    std::vector<Conditions> planned_for;
+    std::shared_ptr<const Course> course;
+    uint64_t then = 0;  ///< the kind of the pass that ended after the last of this kind
+    int off = 0;        ///< passes in a row that took another time than predicted
+    int off_to_replan = kOffToReplan;
+  };
+  static bool changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept;
+
+  const bool recompute_;
+  std::deque<Kind> kinds_;  // the latest first
+  std::shared_ptr<const Course> last_;
+  double measured_s_ = 0;
+  int64_t plans_ = 0;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,156 @@
+// How a store watches its passes, and lets later ones follow the plans made of what it saw.
+#include <ebbtide/store/store_core.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace ebbtide {
+namespace {
+
+/// Of memory that an op reads and writes, where nothing has been measured yet: a slow machine's.
+constexpr double kRedoneBytesPerSecond = 2e9;
+/// Where the same cores compute and serve the disk: interrupts, checksums, and what a hypervisor copies. Two cores with a
+/// virtual disk and all computing: 0.9 CPU-seconds a GiB by direct I/O alone.
+constexpr double kComputeSecondsPerByte = 0.45 / (1 << 30);
+
+double speed(Bytes bytes, double seconds) noexcept {
+  return seconds > 0 ? static_cast<double>(bytes.count()) / seconds : 0;
+}
+
+}  // namespace
+
+void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view, PassLog::Time now) {
+  record.index_ = pass.log_.pack({.bytes = view.footprint,
+                                  .moved = record.packed_bytes(),
+                                  .device = static_cast<uint32_t>(view.device),
+                                  .dtype = view.dtype,
+                                  .op = view.op},
+                                 now);
+  pass.made_.push_back(&record);
+  const uint64_t so_far = pass.log_.prefix();
+  if (!pass.course_ || record.index_ >= pass.course_->prefixes.size() ||
+      pass.course_->prefixes[record.index_] != so_far)
+    pass.course_ = planner_.find(so_far, pass.log_.records());
+  if (pass.course_) record.action_ = pass.course_->action(record.index_);
+}
+
+void StoreCore::note_unpack_locked(Record& record, Pass& pass, PassLog::Time now) {
+  pass.log_.unpack(record.index_, now);
+  if (record.stays_)
+    pass.log_.set_mobility(record.index_, Mobility::kStays);
+  else if (record.resident_ && !record.left_ && !record.redone_ && record.resident_->storage &&
+           record.resident_->storage->references() > 1)
+    pass.log_.set_mobility(record.index_, Mobility::kElsewhere);
+}
+
+/// REQUIRES: record.recipe_, of this pass's records or others'.
+void StoreCore::note_recipe_locked(Record& record) {
+  Pass& pass = *record.pass_;
+  if (pass.ended_) return;
+  std::vector<uint32_t> inputs;
+  for (const auto& input : record.recipe_->inputs()) {
+    if (input->pass_.get() != &pass) return;
+    inputs.push_back(input->index_);
+  }
+  const auto measured = redo_speed_.find(record.recipe_->op());
+  const double speed = measured != redo_speed_.end() ? measured->second : kRedoneBytesPerSecond;
+  pass.log_.set_recipe(record.index_, static_cast<double>(record.footprint_.count()) / speed, inputs);
+}
+
+void StoreCore::note_redo_locked(Record& record, double seconds) {
+  Pass& pass = *record.pass_;
+  if (pass.ended_) return;
+  pass.log_.pause(seconds);
+  if (record.tier_->link || seconds <= 0) return;  // a device has only been asked for it
+  pass.log_.set_redo_seconds(record.index_, seconds);
+  double& mean = redo_speed_[record.recipe_->op()];
+  const double now = speed(record.footprint_, seconds);
+  mean = mean > 0 ? mean + (now - mean) / 8 : now;
+}
+
+Bytes StoreCore::disk_moved() const {
+  if (!spill_) return Bytes(0);
+  const SpillStats stats = spill_->stats();
+  return stats.written + stats.read;
+}
+
+std::vector<Planner::Conditions> StoreCore::conditions_locked() const {
+  std::optional<DiskModel> disk;
+  if (spill_) {
+    const SpillStats stats = spill_->stats();
+    if (stats.write_busy_s > 0 && stats.read_busy_s > 0)
+      disk = DiskModel{.write = speed(stats.written, stats.write_busy_s), .read = speed(stats.read, stats.read_busy_s)};
+  }
+  std::vector<Planner::Conditions> all;
+  for (const DeviceTier& tier : tiers_) {
+    Planner::Conditions conditions;
+    conditions.budgets.device = tier.budget;
+    conditions.budgets.host = host_budget_;
+    if (spill_) conditions.budgets.spill = spill_->stats().budget;
+    conditions.machine.disk = disk;
+    if (tier.link)
+      conditions.machine.link = LinkModel::of({tier.link->out.bandwidth(), tier.link->in.bandwidth()});
+    else if (disk)
+      conditions.machine.disk->compute_s_per_byte = kComputeSecondsPerByte;
+    all.push_back(std::move(conditions));
+  }
+  return all;
+}
+
+/// REQUIRES: a backward of the pass has just ended, and it is the first.
+std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
+  if (pass.log_.records() == 0 || closed_) return std::nullopt;
+  pass.log_.end(std::chrono::steady_clock::now());
+  const bool crowded =
+      std::ranges::any_of(tiers_, [&](const DeviceTier& tier) { return pass.on(tier.index).saved > tier.budget; });
+  const bool followed = pass.course_ && pass.course_->kind == pass.log_.prefix();
+  return planner_.ended(
+      {.log = pass.log_,
+       .followed = followed ? pass.course_.get() : nullptr,
+       .on = crowded ? conditions_locked() : std::vector<Planner::Conditions>(),
+       .copying_s = pass.on(host_.index).saved > Bytes(0)
+                        ? kComputeSecondsPerByte * static_cast<double>((disk_moved() - pass.disk_before_).count())
+                        : 0,
+       .crowded = crowded});
+}
+
+std::vector<PlannedRecord> StoreCore::plan() const {
+  std::shared_ptr<const Course> course;
+  std::vector<std::string> devices;
+  {
+    std::lock_guard lock(mutex_);
+    course = planner_.last();
+    for (const DeviceTier& tier : tiers_) devices.push_back(tier.device->name());
+  }
+  std::vector<PlannedRecord> planned;
+  if (!course) return planned;
+  for (size_t i = 0; i < course->profile.records.size(); ++i) {
+    const ProfiledRecord& record = course->profile.records[i];
+    planned.push_back({.bytes = record.bytes,
+                       .op = record.op,
+                       .region = record.region,
+                       .device = devices[record.device],
+                       .action = course->action(i),
+                       .why = course->plan_of(i).why[i]});
+  }
+  return planned;
+}
+
+std::optional<Profile> StoreCore::profile() const {
+  std::lock_guard lock(mutex_);
+  const Profile* profile = planner_.last_profile();
+  return profile != nullptr ? std::optional(*profile) : std::nullopt;
+}
+
+void StoreCore::adopt(const Planner::Task& task) noexcept {
+  try {
+    auto course = task.run();
+    std::lock_guard lock(mutex_);
+    planner_.adopt(std::move(course));
+  } catch (const std::exception&) {
+    // No memory to plan with: passes go on as they did.
+  }
+}
+
+}  // namespace ebbtide

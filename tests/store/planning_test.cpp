@@ -1,0 +1,207 @@
+// Passes that repeat, on a store with a real spill tier: what is learned of them, and what the plan changes.
+#include <ebbtide/store/store_core.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <tests/store/fake_storage.h>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace ebbtide::test {
+namespace {
+
+constexpr size_t kSize = 64 << 10;
+constexpr Bytes kBytes{kSize};
+
+class PlanningTest : public testing::Test {
+ protected:
+  PlanningTest()
+      : folder_(std::filesystem::temp_directory_path() / ("ebbtide-planning-" + std::to_string(::getpid()))) {
+    std::filesystem::create_directories(folder_);
+  }
+  ~PlanningTest() override { std::filesystem::remove_all(folder_); }
+
+  std::shared_ptr<StoreCore> open(Bytes device_budget) const {
+    Options options;
+    options.device_budget = device_budget;
+    options.spill_to = {folder_.string()};
+    options.host_budget = MiB(8);
+    options.min_bytes = KiB(4);
+    return StoreCore::open(options);
+  }
+
+  /// Packs tensors of these sizes, asks for them in this order, and lets each go.
+  void step(StoreCore& core, const std::vector<size_t>& sizes, const std::vector<size_t>& order) {
+    std::shared_ptr<Pass> pass;
+    std::vector<std::shared_ptr<Record>> records;
+    std::vector<std::vector<std::byte>> bytes;
+    for (size_t size : sizes) {
+      Memory memory(size);
+      memory.fill(seed_++);
+      bytes.push_back(copy(memory));
+      records.push_back(pack(core, pass, memory));
+    }
+    core.scope_ended(pass);
+    EXPECT_LE(core.stats().device.bytes, core.stats().device.budget_bytes);
+    const int task = ++tasks_;
+    for (size_t i : order) {
+      (void)core.task_began(*records[i], task);
+      EXPECT_EQ(copy(*unpack(core, *records[i])), bytes[i]) << "record " << i;
+      if (after_unpack_) after_unpack_(i);
+      records[i].reset();
+    }
+    core.task_ended(*pass, task);
+  }
+
+  static std::vector<size_t> upwards(size_t n) {
+    std::vector<size_t> order(n);
+    std::iota(order.begin(), order.end(), size_t{0});
+    return order;
+  }
+  static std::vector<size_t> downwards(size_t n) {
+    std::vector<size_t> order = upwards(n);
+    std::ranges::reverse(order);
+    return order;
+  }
+
+  std::filesystem::path folder_;
+  uint64_t seed_ = 1;
+  int tasks_ = 0;
+  std::function<void(size_t)> after_unpack_;
+};
+
+TEST_F(PlanningTest, TheSecondPassIsPlannedForAndTheThirdFollows) {
+  auto core = open(kBytes * 4);
+  const std::vector<size_t> sizes(16, kSize);
+  step(*core, sizes, downwards(16));
+  EXPECT_EQ(core->stats().plans, 0);
+  EXPECT_EQ(core->stats().predicted_step_s, 0);
+  EXPECT_GT(core->stats().measured_step_s, 0);
+  step(*core, sizes, downwards(16));
+  EXPECT_EQ(core->stats().plans, 1);
+  EXPECT_EQ(core->stats().predicted_step_s, 0) << "nothing has followed it yet";
+  step(*core, sizes, downwards(16));
+  EXPECT_GT(core->stats().predicted_step_s, 0);
+  EXPECT_LE(core->stats().lower_bound_step_s, core->stats().predicted_step_s);
+  step(*core, sizes, downwards(16));
+  EXPECT_EQ(core->stats().plans, 2) << "a better one, of three passes";
+  for (int i = 0; i < 4; ++i) step(*core, sizes, downwards(16));
+  const Stats stats = core->stats();
+  EXPECT_LE(stats.device.peak_bytes, kBytes * 5) << "the budget, and what one thread unpacks";
+  EXPECT_EQ(stats.kept.tensors + stats.spilled.tensors, 8 * 16);
+  EXPECT_GE(stats.spilled.tensors, 8 * 11);
+}
+
+TEST_F(PlanningTest, NothingIsPlannedForWhatFits) {
+  auto core = open(MiB(4));
+  for (int i = 0; i < 6; ++i) step(*core, std::vector<size_t>(16, kSize), downwards(16));
+  EXPECT_EQ(core->stats().plans, 0);
+  EXPECT_EQ(core->stats().kept.tensors, 6 * 16);
+}
+
+TEST_F(PlanningTest, AnOrderThatIsNotTheReverseIsLearned) {
+  auto core = open(kBytes * 4);
+  const std::vector<size_t> sizes(16, kSize);
+  for (int i = 0; i < 4; ++i) step(*core, sizes, upwards(16));
+  // Records 12 to 15 fit, and are asked for last; with the memory of each that is let go the next of the plan comes.
+  std::vector<Bytes> held;
+  after_unpack_ = [&](size_t) { held.push_back(core->stats().device.bytes); };
+  const double stalls_before = core->stats().stall_s;
+  step(*core, sizes, upwards(16));
+  EXPECT_GE(core->stats().stall_s, stalls_before);
+  ASSERT_EQ(held.size(), 16u);
+  EXPECT_THAT(held, testing::Each(testing::Le(kBytes * 5)));
+  EXPECT_EQ(core->plan().size(), 16u);
+}
+
+TEST_F(PlanningTest, PassesOfTwoKindsHaveAPlanEach) {
+  auto core = open(kBytes * 4);
+  const std::vector<size_t> train(12, kSize);
+  std::vector<size_t> longer(12, kSize);
+  longer.resize(20, 2 * kSize);
+  for (int i = 0; i < 4; ++i) {
+    step(*core, train, downwards(12));
+    step(*core, longer, downwards(20));
+  }
+  EXPECT_EQ(core->stats().plans, 4);
+  step(*core, train, downwards(12));
+  EXPECT_EQ(core->plan().size(), 12u);
+  step(*core, longer, downwards(20));
+  EXPECT_EQ(core->plan().size(), 20u) << "begins like the other, and is told from it when it goes on";
+}
+
+TEST_F(PlanningTest, APassThatLeavesThePlanGoesOnWithoutIt) {
+  auto core = open(kBytes * 4);
+  const std::vector<size_t> sizes(16, kSize);
+  for (int i = 0; i < 4; ++i) step(*core, sizes, downwards(16));
+  std::vector<size_t> other = sizes;
+  for (size_t i = 5; i < 16; ++i) other[i] = 3 * kSize;
+  step(*core, other, downwards(16));
+  EXPECT_TRUE(core->plan().empty());
+  EXPECT_EQ(core->stats().predicted_step_s, 0);
+  step(*core, sizes, downwards(16));
+  EXPECT_EQ(core->plan().size(), 16u);
+  // Another order than the plan's costs time at most.
+  step(*core, sizes, upwards(16));
+}
+
+TEST_F(PlanningTest, APassThatStopsHalfWayLeavesNothingBehind) {
+  auto core = open(kBytes * 4);
+  const std::vector<size_t> sizes(16, kSize);
+  for (int i = 0; i < 4; ++i) step(*core, sizes, downwards(16));
+  {
+    std::shared_ptr<Pass> pass;
+    std::vector<std::shared_ptr<Record>> records;
+    for (int i = 0; i < 9; ++i) {
+      Memory memory(kSize);
+      memory.fill(7);
+      records.push_back(pack(*core, pass, memory));
+    }
+    core->scope_ended(pass);
+    (void)core->task_began(*records.back(), 99);
+    (void)unpack(*core, *records.back());
+    core->task_ended(*pass, 99);
+  }
+  EXPECT_EQ(core->stats().device.bytes, Bytes(0));
+  step(*core, sizes, downwards(16));
+  EXPECT_EQ(core->plan().size(), 16u);
+}
+
+TEST_F(PlanningTest, SeveralPassesAtOnceStayWithinTheBudget) {
+  auto core = open(kBytes * 6);
+  const std::vector<size_t> sizes(12, kSize);
+  for (int i = 0; i < 4; ++i) step(*core, sizes, downwards(12));
+  std::vector<std::shared_ptr<Pass>> passes(3);
+  std::vector<std::vector<std::shared_ptr<Record>>> records(3);
+  for (size_t p = 0; p < 3; ++p) {
+    for (size_t i = 0; i < 12; ++i) {
+      Memory memory(kSize);
+      memory.fill(100 * p + i);
+      records[p].push_back(pack(*core, passes[p], memory));
+    }
+    core->scope_ended(passes[p]);
+    EXPECT_LE(core->stats().device.bytes, kBytes * 6);
+  }
+  for (size_t p = 0; p < 3; ++p) {
+    for (size_t i = 12; i-- > 0;) {
+      (void)core->task_began(*records[p][i], static_cast<int>(p) + 1);
+      Memory expected(kSize);
+      expected.fill(100 * p + i);
+      EXPECT_EQ(copy(*unpack(*core, *records[p][i])), copy(expected));
+      records[p][i].reset();
+    }
+    core->task_ended(*passes[p], static_cast<int>(p) + 1);
+  }
+  EXPECT_EQ(core->stats().device.bytes, Bytes(0));
+}
+
+}  // namespace
+}  // namespace ebbtide::test
