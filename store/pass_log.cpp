@@ -3,8 +3,13 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
+#include <memory>
+#include <string>
 
 namespace ebbtide {
 namespace {
@@ -14,6 +19,16 @@ uint64_t size_class(Bytes bytes) noexcept {
   const auto n = static_cast<uint64_t>(bytes.count());
   const int above = std::max(0, static_cast<int>(std::bit_width(n)) - 4);
   return n >> above << above;
+}
+
+/// As the framework names the node, from its type.
+std::string op_name(const char* type) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> demangled(abi::__cxa_demangle(type, nullptr, nullptr, &status),
+                                                         std::free);
+  const std::string name = status == 0 ? demangled.get() : type;
+  const size_t last = name.rfind("::");
+  return last == std::string::npos ? name : name.substr(last + 2);
 }
 
 uint64_t extended(uint64_t prefix, const PassLog::Packed& packed) noexcept {
@@ -70,7 +85,7 @@ Profile PassLog::profile() const {
       const auto first = inputs_.begin() + made.first_input;
       record.recipe = ProfiledRecipe{made.redo_s, {first, first + made.inputs}};
     }
-    if (made.op != nullptr) record.op = made.op;
+    if (made.op != nullptr) record.op = op_name(made.op);
     const uint64_t kind[] = {made.dtype, size_class(made.bytes)};
     record.kind = XXH3_64bits(kind, sizeof kind);
     profile.records.push_back(std::move(record));

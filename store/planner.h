@@ -12,7 +12,6 @@
 #include <deque>
 #include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
 namespace ebbtide {
@@ -29,16 +28,6 @@ struct Course {
 
   const Plan& plan_of(size_t record) const noexcept { return plans[profile.records[record].device]; }
   Action action(size_t record) const noexcept { return plan_of(record).actions[record]; }
-};
-
-/// One record of a plan, for people.
-struct PlannedRecord {
-  Bytes bytes;
-  std::string op;
-  std::string region;
-  std::string device;
-  Action action = Action::kKeep;
-  Why why = Why::kFits;
 };
 
 /// Training steps repeat: the first passes of a kind are only watched, later ones follow a plan made of what was seen.

@@ -131,16 +131,16 @@ std::vector<PlannedRecord> StoreCore::plan() const {
                        .op = record.op,
                        .region = record.region,
                        .device = devices[record.device],
-                       .action = course->action(i),
-                       .why = course->plan_of(i).why[i]});
+                       .action = to_string(course->action(i)),
+                       .why = to_string(course->plan_of(i).why[i])});
   }
   return planned;
 }
 
 std::optional<Profile> StoreCore::profile() const {
   std::lock_guard lock(mutex_);
-  const Profile* profile = planner_.last_profile();
-  return profile != nullptr ? std::optional(*profile) : std::nullopt;
+  if (const Profile* profile = planner_.last_profile()) return *profile;
+  return last_log_.has_backward() ? std::optional(last_log_.profile()) : std::nullopt;
 }
 
 void StoreCore::adopt(const Planner::Task& task) noexcept {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <map>
 #include <vector>
 
 namespace ebbtide {
@@ -47,6 +48,18 @@ std::vector<std::pair<std::string, Count>> by_bytes(const std::map<std::string, 
   std::vector<std::pair<std::string, Count>> sorted(counts.begin(), counts.end());
   std::ranges::sort(sorted, [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
   return sorted;
+}
+
+/// What the plan does, by what and why, the most bytes first.
+std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan) {
+  std::map<std::string, Count> treated;
+  for (const PlannedRecord& record : plan) treated[record.action + ": " + record.why].add(record.bytes);
+  std::string text = line("%-50s %10s %12s", "planned, of a pass", "tensors", "bytes");
+  for (const auto& [how, count] : by_bytes(treated)) text += count_line(("  " + how).c_str(), count);
+  const double off = stats.measured_step_s / stats.predicted_step_s - 1;
+  return text +
+         line("a pass was predicted to take %.3f s and took %.3f s (%+.1f%%); no plan could take less than %.3f s",
+              stats.predicted_step_s, stats.measured_step_s, 100 * off, stats.lower_bound_step_s);
 }
 
 std::string link_line(const char* name, const LinkStats& link) {
@@ -102,6 +115,7 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
     text += link_line("written", stats.disk_write);
     text += link_line("read", stats.disk_read);
   }
+  if (!context.plan.empty() && stats.predicted_step_s > 0) text += plan_text(stats, context.plan);
   text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
 
   for (const DeviceStats& device : stats.devices)

@@ -1,6 +1,10 @@
+#include <ebbtide/store/profile.h>
 #include <ebbtide/store/store.h>
 #include <ebbtide/store/store_core.h>
 
+#include <cerrno>
+#include <cstring>
+#include <fstream>
 #include <utility>
 
 namespace ebbtide {
@@ -32,6 +36,18 @@ PassStats Store::last_pass() const {
 }
 std::string Store::report() const {
   return core_->report();
+}
+std::vector<PlannedRecord> Store::plan() const {
+  return core_->plan();
+}
+void Store::save_profile(const std::string& path) const {
+  const auto profile = core_->profile();
+  if (!profile) throw ConfigError("save_profile: no pass of this store has had a backward yet");
+  errno = 0;
+  std::ofstream file(path);
+  file << to_json(*profile) << '\n';
+  file.close();
+  if (!file) throw ConfigError("save_profile: cannot write " + path + ": " + std::strerror(errno));
 }
 Bytes Store::trim() {
   return core_->trim();

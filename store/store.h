@@ -5,11 +5,13 @@
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/options.h>
+#include <ebbtide/store/planned_record.h>
 #include <ebbtide/store/stats.h>
 
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace ebbtide {
 
@@ -39,6 +41,12 @@ class EBBTIDE_API Store {
   PassStats last_pass() const;
   /// One screen of text for people.
   std::string report() const;
+  /// What becomes of each record of a pass, in order of packing, as planned after the first passes; empty where the last
+  /// pass followed no plan: it fits, or is the first of its kind.
+  std::vector<PlannedRecord> plan() const;
+  /// Writes what is known of passes like the last, as JSON, for what-ifs.
+  /// Errors: Error (kConfig) where no pass has had a backward yet, or the file cannot be written.
+  void save_profile(const std::string& path) const;
   /// Gives idle host memory back to the system; returns how much.
   Bytes trim();
 

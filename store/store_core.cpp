@@ -204,7 +204,7 @@ Few<DeviceTier*> StoreCore::all_tiers() {
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
   longest_sequence_ = std::max(longest_sequence_, pass.sequence_.size());
-  spare_log_ = std::move(pass.log_);
+  spare_log_ = std::exchange(last_log_, std::move(pass.log_));
   spare_log_.clear();
   if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
@@ -417,8 +417,9 @@ PassStats StoreCore::last_pass() const {
 }
 
 std::string StoreCore::report() const {
-  return render_report(stats(), last_pass(),
-                       {.min_bytes = min_bytes_, .spill = spill_ ? spill_->stats().description : std::string()});
+  return render_report(
+      stats(), last_pass(),
+      {.min_bytes = min_bytes_, .spill = spill_ ? spill_->stats().description : std::string(), .plan = plan()});
 }
 
 }  // namespace ebbtide

@@ -8,6 +8,7 @@
 #include <ebbtide/store/device_tier.h>
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/pass.h>
+#include <ebbtide/store/planned_record.h>
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
@@ -152,7 +153,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::string report() const;
   /// What becomes of each record of passes like the last, in order of packing; empty where that followed no plan.
   std::vector<PlannedRecord> plan() const;
-  /// Of passes like the last; none before there was one that a budget was too small for.
+  /// Of passes like the last; none before a pass has had a backward.
   std::optional<Profile> profile() const;
 
   /// For the next caller's thread; each text once.
@@ -339,7 +340,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::map<const char*, double> redo_speed_;  // bytes a second, by op
   PassStats last_pass_;
   Planner planner_;
-  PassLog spare_log_;  // of the last pass that ended, empty: for the next
+  PassLog last_log_;   // of the last pass that ended
+  PassLog spare_log_;  // empty, for the next
 
   // The host tier.
   IntrusiveList<LowerCopy> host_copies_;  // in order of leaving

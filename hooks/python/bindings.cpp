@@ -107,6 +107,10 @@ py::dict to_dict(const Stats& stats) {
   result["referenced_elsewhere_peak"] = stats.referenced_elsewhere_peak.count();
   result["alive_peak"] = stats.alive_peak.count();
   result["passes"] = stats.passes;
+  result["plans"] = stats.plans;
+  result["predicted_step_s"] = stats.predicted_step_s;
+  result["measured_step_s"] = stats.measured_step_s;
+  result["lower_bound_step_s"] = stats.lower_bound_step_s;
   return result;
 }
 
@@ -169,6 +173,16 @@ PYBIND11_MODULE(_ebbtide, module) {
           "trim", [](Store& store) { return store.trim().count(); }, released)
       .def("stats", [](const Store& store) { return to_dict(store.stats()); })
       .def("last_pass", [](const Store& store) { return to_dict(store.last_pass()); })
+      .def("plan",
+           [](const Store& store) {
+             py::list plan;
+             for (const PlannedRecord& record : store.plan())
+               plan.append(py::dict(py::arg("bytes") = record.bytes.count(), py::arg("op") = record.op,
+                                    py::arg("region") = record.region, py::arg("device") = record.device,
+                                    py::arg("action") = record.action, py::arg("why") = record.why));
+             return plan;
+           })
+      .def("save_profile", &Store::save_profile)
       .def("report", &Store::report)
       .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
 

@@ -108,6 +108,16 @@ class Store:
         """One screen of text: what was kept, moved and why."""
         return self._store.report()
 
+    def plan(self):
+        """What becomes of each record of a pass, as planned after the first passes: a list of dicts in order of packing, with `bytes`, `op` (the node that made
+        it), `region`, `device`, `action` ("keep", "offload", "spill" or "recompute") and `why`. Empty where the last pass followed no plan: it fits, or is the
+        first of its kind."""
+        return self._store.plan()
+
+    def save_profile(self, path):
+        """Writes what is known of passes like the last, as JSON, for what-ifs. `ConfigError` where no pass has had a backward yet or the file cannot be written."""
+        self._store.save_profile(os.fspath(path))
+
     def trim(self):
         """Gives idle host memory back to the system (between phases of a job); returns how many bytes."""
         return self._store.trim()
