@@ -104,7 +104,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .end = view_.end(),
                              .rows = on_host ? Rows() : view_.rows(),
                              .footprint = Bytes(static_cast<int64_t>(storage.nbytes())),
-                             .dtype = static_cast<uint32_t>(view_.dtype()),
+                             .dtype = static_cast<uint32_t>(tensor.scalar_type()),
                              .op = producer_ != nullptr ? producer_->name() : nullptr,
                              .device = served.number,
                              .stream = stream};

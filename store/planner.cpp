@@ -15,6 +15,12 @@ Profile undisturbed(Profile profile, double copying_s) {
   return profile;
 }
 
+/// A pass that follows a plan looks for the recipes that the plan uses, and for no others.
+void keep_recipes(Profile& profile, const Profile& known) {
+  for (size_t i = 0; i < profile.records.size(); ++i)
+    if (!profile.records[i].recipe) profile.records[i].recipe = known.records[i].recipe;
+}
+
 bool differs(double before, double now, double by) noexcept {
   return std::abs(now - before) > by * before;
 }
@@ -44,16 +50,16 @@ std::shared_ptr<const Course> Planner::find(uint64_t prefix, size_t packs) const
   return latest;
 }
 
-bool Planner::changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept {
-  if (before.size() != now.size()) return true;
-  for (size_t i = 0; i < now.size(); ++i) {
-    const Conditions& a = before[i];
-    const Conditions& b = now[i];
-    if (a.budgets.device != b.budgets.device || a.budgets.host != b.budgets.host) return true;
-    if (differs(a.machine.link, b.machine.link, kChanged) || differs(a.machine.disk, b.machine.disk, kChanged))
-      return true;
-  }
-  return false;
+bool Planner::budgets_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept {
+  return !std::ranges::equal(before, now, [](const Conditions& a, const Conditions& b) {
+    return a.budgets.device == b.budgets.device && a.budgets.host == b.budgets.host;
+  });
+}
+
+bool Planner::speeds_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept {
+  return !std::ranges::equal(before, now, [](const Conditions& a, const Conditions& b) {
+    return !differs(a.machine.link, b.machine.link, kChanged) && !differs(a.machine.disk, b.machine.disk, kChanged);
+  });
 }
 
 std::optional<Planner::Task> Planner::ended(const Ended& pass) {
@@ -81,18 +87,20 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
     return std::nullopt;
   }
   if (kind.wanted == 0 && last_) {
-    const bool as_predicted = !differs(last_->predicted_s, measured_s_, kOff);
-    kind.off = as_predicted ? 0 : kind.off + 1;
-    const bool drifts = kind.off >= kind.off_to_replan;
-    if (drifts || changed(kind.planned_for, pass.on)) {
+    const bool as_planned =
+        !differs(last_->predicted_s, measured_s_, kOff) && !speeds_changed(kind.planned_for, pass.on);
+    kind.off = as_planned ? 0 : kind.off + 1;
+    const bool promised_other = budgets_changed(kind.planned_for, pass.on);
+    if (promised_other || kind.off >= kind.off_to_replan) {
       kind.off = 0;
-      kind.off_to_replan = drifts ? std::min(kind.off_to_replan * 2, kMostOffToReplan) : kOffToReplan;
+      kind.off_to_replan = promised_other ? kOffToReplan : std::min(kind.off_to_replan * 2, kMostOffToReplan);
       kind.wanted = 1;
       kind.profiles.clear();
     }
   }
   if (kind.wanted == 0) return std::nullopt;
   Profile profile = undisturbed(pass.log.profile(), pass.copying_s);
+  if (pass.followed != nullptr) keep_recipes(profile, pass.followed->profile);
   if (profile.invalid()) return std::nullopt;
   kind.profiles.push_back(std::move(profile));
   if (kind.profiles.size() > kProfiles) kind.profiles.erase(kind.profiles.begin());
@@ -118,9 +126,22 @@ std::shared_ptr<const Course> Planner::Task::run() const {
   course->prefixes = prefixes_;
   course->profile = std::move(*profile);
   for (size_t device = 0; device < on_.size(); ++device) {
+    const Conditions& on = on_[device];
     PlanOptions options{.device = static_cast<uint32_t>(device), .recompute = recompute_};
-    if (known_ && device < known_->plans.size()) options.known = known_->plans[device].actions;
-    course->plans.push_back(plan(course->profile, on_[device].machine, on_[device].budgets, options));
+    const Plan* known = known_ && device < known_->plans.size() ? &known_->plans[device] : nullptr;
+    if (known != nullptr) options.known = known->actions;
+    Plan better = plan(course->profile, on.machine, on.budgets, options);
+    if (known != nullptr) {
+      const Simulated as_before =
+          Simulator(course->profile, on.machine, on.budgets, options.device).run(known->actions);
+      if (as_before.squeezed == 0 && as_before.step_s < better.predicted.step_s * (1 + kGainToChange)) {
+        better.actions = known->actions;
+        better.why = known->why;
+        better.return_order = known->return_order;
+        better.predicted = as_before;
+      }
+    }
+    course->plans.push_back(std::move(better));
     // Devices work one after the other, or one waits for another: the time beyond the computation adds up.
     const Plan& made = course->plans.back();
     course->predicted_s += made.predicted.step_s - course->profile.seconds;

@@ -90,6 +90,7 @@ class EBBTIDE_API Planner {
   static constexpr int kMostOffToReplan = 1000;  // a machine whose times vary is not planned for without end
   static constexpr double kOff = 0.05;
   static constexpr double kChanged = 0.1;
+  static constexpr double kGainToChange = 0.015;  // less is noise, and a plan that stays is easier to read
 
   struct Kind {
     uint64_t id = 0;
@@ -102,7 +103,8 @@ class EBBTIDE_API Planner {
     int off = 0;        ///< passes in a row that took another time than predicted
     int off_to_replan = kOffToReplan;
   };
-  static bool changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept;
+  static bool budgets_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept;
+  static bool speeds_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept;
 
   const bool recompute_;
   std::deque<Kind> kinds_;  // the latest first
