@@ -82,14 +82,14 @@ at::Tensor value_of(const Operand& operand, RedoCache& cache) {
     return value;
   }
   if (!operand.record) return operand.copy;
-  const StorageOfRecord found = storage_of(*operand.record, operand.view.device());
+  const StorageOfRecord found = storage_of(*operand.record, operand.view.device(), StoreCore::AskedBy::kRedo);
   return operand.view.over(found.storage->storage(), found.origin, operand.version);
 }
 
-StorageOfRecord storage_of(Record& record, c10::Device device) {
+StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedBy by) {
   StoreCore& core = record.core();
   const StreamId stream = device.is_cpu() ? kHostStream : current_stream(device);
-  const StoreCore::Unpacked unpacked = core.unpack(record, stream);
+  const StoreCore::Unpacked unpacked = core.unpack(record, stream, by);
   if (unpacked.burst) {
     const auto node = torch::autograd::get_current_node();
     core.note_burst(record, node ? node->name() : std::string());

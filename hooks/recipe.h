@@ -6,6 +6,7 @@
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/recipe.h>
 #include <ebbtide/store/record.h>
+#include <ebbtide/store/store_core.h>
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>
@@ -89,6 +90,6 @@ struct StorageOfRecord {
   Bytes origin;  ///< as StoreCore::Unpacked::origin
 };
 /// Errors: SpillError, CorruptTensor, OutOfBudget.
-StorageOfRecord storage_of(Record& record, c10::Device device);
+StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedBy by);
 
 }  // namespace ebbtide

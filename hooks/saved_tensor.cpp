@@ -122,7 +122,8 @@ at::Tensor SavedTensor::call_unpack_hook() {
   check_version();
   if (passed_through_.defined()) return passed_through_;
   announce_backward();
-  const StorageOfRecord found = translated([&] { return storage_of(*record_, view_.device()); });
+  const StorageOfRecord found =
+      translated([&] { return storage_of(*record_, view_.device(), StoreCore::AskedBy::kBackward); });
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
   return view_.over(found.storage->storage(), found.origin, version_);

@@ -18,7 +18,7 @@ class Record;
 /// Guarded by the core's lock.
 class Pass {
  public:
-  explicit Pass(int64_t number) { stats_.number = number; }
+  Pass(int64_t number, bool logs) : logs_(logs) { stats_.number = number; }
 
  private:
   friend class StoreCore;
@@ -40,6 +40,7 @@ class Pass {
   PassStats stats_;
   std::vector<Record*> sequence_;  // in order of packing; a record stands at its latest pack only; null once it is dead
   std::vector<Record*> made_;      // by index; null once it is dead
+  const bool logs_;
   PassLog log_;
   std::shared_ptr<const Course> course_;  // what it follows, as far as it has come; null: the reactive rule
   Bytes disk_before_;                     // what disks had moved when it began

@@ -20,14 +20,21 @@ double speed(Bytes bytes, double seconds) noexcept {
 
 }  // namespace
 
-void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view, PassLog::Time now) {
-  record.index_ = pass.log_.pack({.bytes = view.footprint,
-                                  .moved = record.packed_bytes(),
-                                  .device = static_cast<uint32_t>(view.device),
-                                  .dtype = view.dtype,
-                                  .op = view.op},
-                                 now);
-  pass.made_.push_back(&record);
+/// A program that fits is looked at for two passes, for what-ifs; one that does not, always.
+bool StoreCore::worth_a_log_locked() const noexcept {
+  return stats_.passes < 2 || std::ranges::any_of(tiers_, [](const DeviceTier& tier) {
+           return tier.expected_pass > tier.budget || tier.held() > tier.budget / 2;
+         });
+}
+
+/// REQUIRES: the pass logs.
+void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view) {
+  pass.log_.pack({.bytes = view.footprint,
+                  .moved = record.packed_bytes(),
+                  .device = static_cast<uint32_t>(view.device),
+                  .dtype = view.dtype,
+                  .op = view.op},
+                 std::chrono::steady_clock::now());
   const uint64_t so_far = pass.log_.prefix();
   if (!pass.course_ || record.index_ >= pass.course_->prefixes.size() ||
       pass.course_->prefixes[record.index_] != so_far)
@@ -35,7 +42,12 @@ void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view, P
   if (pass.course_) record.action_ = pass.course_->action(record.index_);
 }
 
-void StoreCore::note_unpack_locked(Record& record, Pass& pass, PassLog::Time now) {
+/// REQUIRES: its pass logs.
+void StoreCore::note_unpack(Record& record) {
+  const auto now = std::chrono::steady_clock::now();
+  std::lock_guard lock(mutex_);
+  Pass& pass = *record.pass_;
+  if (pass.ended_) return;
   pass.log_.unpack(record.index_, now);
   if (record.stays_)
     pass.log_.set_mobility(record.index_, Mobility::kStays);
@@ -47,7 +59,7 @@ void StoreCore::note_unpack_locked(Record& record, Pass& pass, PassLog::Time now
 /// REQUIRES: record.recipe_, of this pass's records or others'.
 void StoreCore::note_recipe_locked(Record& record) {
   Pass& pass = *record.pass_;
-  if (pass.ended_) return;
+  if (pass.ended_ || !pass.logs_) return;
   std::vector<uint32_t> inputs;
   for (const auto& input : record.recipe_->inputs()) {
     if (input->pass_.get() != &pass) return;
@@ -60,7 +72,7 @@ void StoreCore::note_recipe_locked(Record& record) {
 
 void StoreCore::note_redo_locked(Record& record, double seconds) {
   Pass& pass = *record.pass_;
-  if (pass.ended_) return;
+  if (pass.ended_ || !pass.logs_) return;
   pass.log_.pause(seconds);
   if (record.tier_->link || seconds <= 0) return;  // a device has only been asked for it
   pass.log_.set_redo_seconds(record.index_, seconds);
@@ -100,7 +112,7 @@ std::vector<Planner::Conditions> StoreCore::conditions_locked() const {
 
 /// REQUIRES: a backward of the pass has just ended, and it is the first.
 std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
-  if (pass.log_.records() == 0 || closed_) return std::nullopt;
+  if (!pass.logs_ || pass.log_.records() == 0 || closed_) return std::nullopt;
   pass.log_.end(std::chrono::steady_clock::now());
   const bool crowded =
       std::ranges::any_of(tiers_, [&](const DeviceTier& tier) { return pass.on(tier.index).saved > tier.budget; });

@@ -13,7 +13,8 @@
 
 namespace ebbtide {
 
-StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream) {
+StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy by) {
+  if (by == AskedBy::kBackward && record.pass_->logs_) note_unpack(record);
   if (record.tier_->link) return unpack_from_device(record, stream);
   double waited_s = 0;
   for (;;) {

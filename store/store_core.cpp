@@ -31,7 +31,6 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   bool wants_recipes = false;
   bool needs_none = false;
   DeviceTier& tier = tier_of(view);
-  const auto now = std::chrono::steady_clock::now();
   std::optional<NvtxRange> range;
   if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
   EventPtr packed;
@@ -45,11 +44,13 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     std::lock_guard lock(mutex_);
     stats_.packed.add(view.footprint);
     if (!pass || !pass->takes_packs_) {
-      pass = std::make_shared<Pass>(next_pass_++);
+      pass = std::make_shared<Pass>(next_pass_++, worth_a_log_locked());
       pass->sequence_.reserve(longest_sequence_);
       pass->made_.reserve(longest_sequence_);
-      pass->log_ = std::exchange(spare_log_, {});
-      pass->disk_before_ = disk_moved();
+      if (pass->logs_) {
+        pass->log_ = std::exchange(spare_log_, {});
+        pass->disk_before_ = disk_moved();
+      }
     }
     const auto known = by_storage_.find(view.storage);
     Resident* resident = known != by_storage_.end() ? known->second : nullptr;
@@ -92,7 +93,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->tier_ = &tier;
       record->packed_ = std::move(packed);
       record->lower_.record = record.get();
-      note_pack_locked(*record, *pass, view, now);
+      record->index_ = static_cast<uint32_t>(pass->made_.size());
+      pass->made_.push_back(record.get());
+      if (pass->logs_) note_pack_locked(*record, *pass, view);
       ++pass->live_;
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
@@ -145,10 +148,8 @@ void StoreCore::note_passed_through(const char* reason, Bytes footprint) {
 }
 
 bool StoreCore::task_began(Record& record, int task) {
-  const auto now = std::chrono::steady_clock::now();
   std::lock_guard lock(mutex_);
   Pass& pass = record.pass();
-  if (!pass.ended_) note_unpack_locked(record, pass, now);
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
   for (const DeviceTier& tier : tiers_) {
@@ -204,8 +205,10 @@ Few<DeviceTier*> StoreCore::all_tiers() {
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
   longest_sequence_ = std::max(longest_sequence_, pass.sequence_.size());
-  spare_log_ = std::exchange(last_log_, std::move(pass.log_));
-  spare_log_.clear();
+  if (pass.logs_) {
+    spare_log_ = std::exchange(last_log_, std::move(pass.log_));
+    spare_log_.clear();
+  }
   if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
   last_pass_ = pass.stats_;
@@ -219,7 +222,7 @@ void StoreCore::end_pass_locked(Pass& pass) noexcept {
 }
 
 void StoreCore::forget(Record& record) noexcept {
-  const auto now = std::chrono::steady_clock::now();
+  const auto now = record.pass_->logs_ ? std::chrono::steady_clock::now() : PassLog::Time();
   Work work(*this);
   {
     std::lock_guard lock(mutex_);
@@ -240,7 +243,7 @@ void StoreCore::forget(Record& record) noexcept {
     record.become(RecordState::kDead);
     live_.remove(record);
     unreserve_locked(record);
-    if (!pass.ended_) pass.log_.death(record.index_, now);
+    if (pass.logs_ && !pass.ended_) pass.log_.death(record.index_, now);
     pass.made_[record.index_] = nullptr;
     pass.sequence_[record.slot_] = nullptr;
     if (--pass.live_ == 0 && pass.tasks_.empty()) {

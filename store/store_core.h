@@ -115,9 +115,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// More than ever is handed over, and more than the budget: the caller then says to whom, see note_burst().
     bool burst = false;
   };
+  enum class AskedBy { kBackward, kRedo };  ///< what a redo reads is no step of the pass
   /// May wait for the record to come back from disk, never for a stream: `stream` (an accelerator's record: the compute
   /// stream) is made to wait for the copy. Errors: SpillError, DeviceError, CorruptTensor, OutOfBudget.
-  Unpacked unpack(Record& record, StreamId stream = kHostStream);
+  Unpacked unpack(Record& record, StreamId stream = kHostStream, AskedBy by = AskedBy::kBackward);
   /// `node`: the node of the backward that the last unpack of `record` was for; empty where there was none.
   void note_burst(const Record& record, std::string node);
   /// Moves the copies of accelerators on, as every pack and unpack does. Never waits.
@@ -131,8 +132,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::shared_ptr<DeviceStorage> redone(Record& record, std::shared_ptr<DeviceStorage> mine, StreamId stream,
                                         double seconds);
 
-  /// A graph task unpacks the record. True if it does so from the record's pass for the first time: the caller then sees
-  /// to it that task_ended is called.
+  /// True if this graph task unpacks from the record's pass for the first time: the caller then sees to it that
+  /// task_ended is called.
   bool task_began(Record& record, int task);
   void task_ended(Pass& pass, int task) noexcept;
   /// The scope of the pass ends: nothing is added to it any more, and all of it may leave. May wait for room.
@@ -208,8 +209,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void note_write_error_locked(const Failure& failure);
 
   // planning.cpp: passes that follow what was learned of those before.
-  void note_pack_locked(Record& record, Pass& pass, const View& view, PassLog::Time now);
-  void note_unpack_locked(Record& record, Pass& pass, PassLog::Time now);
+  bool worth_a_log_locked() const noexcept;
+  void note_pack_locked(Record& record, Pass& pass, const View& view);
+  void note_unpack(Record& record);
   void note_recipe_locked(Record& record);
   void note_redo_locked(Record& record, double seconds);
   std::optional<Planner::Task> learn_locked(Pass& pass);
