@@ -109,6 +109,7 @@ class Training:
             "loss": loss.item(),
             "digest": self._digest(loss),
             "bytes": {name: after[name] - before[name] for name in after},
+            "pass": self._pass(),
         }
 
     def observe(self) -> dict:
@@ -153,6 +154,15 @@ class Training:
             return {}
         stats = self.store.stats()
         return {name: stats[name]["bytes"] for name in COUNTERS}
+
+    def _pass(self) -> dict[str, float]:
+        """What the plan said of the last pass, and what came; empty without Ebbtide."""
+        if not self.store:
+            return {}
+        stats = self.store.stats()
+        return {name: stats[f"{name.removesuffix('_s')}_step_s"] for name in ("predicted_s", "measured_s", "lower_bound_s")} | {
+            "peak_bytes": stats["device"]["peak_bytes"]
+        }
 
     def _digest(self, loss) -> str:
         """128 bits over the loss and every parameter's gradient, in the parameters' order."""

@@ -186,4 +186,18 @@ def test_demo_end_to_end(tmp_path):
 
 def test_run_names_its_parts():
     refused = run([sys.executable, BENCH / "run.py", "no-such-part"])
-    assert refused.returncode == 2 and "demo, hooks" in refused.stderr and refused.stderr.count("\n") == 1
+    assert refused.returncode == 2 and "demo, hooks, policy" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_policy_end_to_end(tmp_path):
+    figures, picture = tmp_path / "policy.json", tmp_path / "policy.png"
+    model = ["--layers=2", "--width=128", "--tokens=128", "--batch=4"]
+    ran = run([sys.executable, BENCH / "run.py", "policy", f"--json={figures}", "--", "--steps=4", f"--plot={picture}", f"--spill={tmp_path}", *model])
+    assert ran.returncode == 0, ran.stderr
+    rows = {row["name"]: row for row in json.loads(figures.read_text())["rows"]}
+    for share in (5, 10, 20, 30, 50):
+        assert rows[f"ebbtide_{share}.bitwise_equal"]["value"] is True
+        assert rows[f"ebbtide_{share}.over_plain"]["value"] > 0
+        assert rows[f"ebbtide_{share}.predicted_off"]["value"] >= 0  # a plan was followed
+        assert 0 < rows[f"ebbtide_{share}.peak"]["value"] < rows["plain.saved"]["value"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
