@@ -6,6 +6,7 @@
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/stats.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -18,7 +19,7 @@ class Record;
 /// Guarded by the core's lock.
 class Pass {
  public:
-  Pass(int64_t number, bool logs) : logs_(logs) { stats_.number = number; }
+  Pass(int64_t number, bool logs) : logs_(logs), began_(std::chrono::steady_clock::now()) { stats_.number = number; }
 
  private:
   friend class StoreCore;
@@ -41,6 +42,7 @@ class Pass {
   std::vector<Record*> sequence_;  // in order of packing; a record stands at its latest pack only; null once it is dead
   std::vector<Record*> made_;      // by index; null once it is dead
   const bool logs_;
+  const PassLog::Time began_;
   PassLog log_;
   std::shared_ptr<const Course> course_;  // what it follows, as far as it has come; null: the reactive rule
   Bytes disk_before_;                     // what disks had moved when it began

@@ -58,10 +58,6 @@ class EBBTIDE_API PassLog {
   std::vector<uint64_t> prefixes() const;
   /// Whether anything was asked for.
   bool has_backward() const noexcept { return has_backward_; }
-  /// Of compute, from the first pack to end().
-  double seconds() const noexcept { return seconds_; }
-  /// All of it, pauses too.
-  double wall_seconds() const noexcept { return seconds_ + paused_; }
 
   Profile profile() const;
 

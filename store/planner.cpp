@@ -64,7 +64,6 @@ bool Planner::speeds_changed(const std::vector<Conditions>& before, const std::v
 
 std::optional<Planner::Task> Planner::ended(const Ended& pass) {
   last_ = nullptr;
-  measured_s_ = pass.log.wall_seconds();
   const uint64_t id = pass.log.prefix();
   if (!kinds_.empty()) kinds_.front().then = id;
   auto found = std::ranges::find(kinds_, id, &Kind::id);
@@ -88,7 +87,7 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
   }
   if (kind.wanted == 0 && last_) {
     const bool as_planned =
-        !differs(last_->predicted_s, measured_s_, kOff) && !speeds_changed(kind.planned_for, pass.on);
+        !differs(last_->predicted_s, pass.seconds, kOff) && !speeds_changed(kind.planned_for, pass.on);
     kind.off = as_planned ? 0 : kind.off + 1;
     const bool promised_other = budgets_changed(kind.planned_for, pass.on);
     if (promised_other || kind.off >= kind.off_to_replan) {

@@ -44,6 +44,7 @@ class EBBTIDE_API Planner {
   /// A pass that has ended.
   struct Ended {
     const PassLog& log;
+    double seconds = 0;                ///< from its first pack to its end
     const Course* followed = nullptr;  ///< to its end
     std::vector<Conditions> on;        ///< by the devices' numbers
     double copying_s = 0;              ///< of the log's compute: what its transfers took from it
@@ -74,12 +75,13 @@ class EBBTIDE_API Planner {
   /// Learns from a pass. What is returned is to be run without the lock, and its result adopted.
   std::optional<Task> ended(const Ended& pass);
   void adopt(std::shared_ptr<const Course> course);
+  /// A pass has ended that was not watched.
+  void passed_unseen() noexcept { last_ = nullptr; }
 
   /// How many plans were adopted.
   int64_t plans() const noexcept { return plans_; }
   /// Of the pass that ended last; null if it followed none.
   const std::shared_ptr<const Course>& last() const noexcept { return last_; }
-  double measured_s() const noexcept { return measured_s_; }
   /// Of the kind that ended last; none before its second pass.
   const Profile* last_profile() const noexcept;
 
@@ -109,7 +111,6 @@ class EBBTIDE_API Planner {
   const bool recompute_;
   std::deque<Kind> kinds_;  // the latest first
   std::shared_ptr<const Course> last_;
-  double measured_s_ = 0;
   int64_t plans_ = 0;
 };
 

@@ -112,13 +112,19 @@ std::vector<Planner::Conditions> StoreCore::conditions_locked() const {
 
 /// REQUIRES: a backward of the pass has just ended, and it is the first.
 std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
-  if (!pass.logs_ || pass.log_.records() == 0 || closed_) return std::nullopt;
-  pass.log_.end(std::chrono::steady_clock::now());
+  const auto now = std::chrono::steady_clock::now();
+  pass.stats_.seconds = std::chrono::duration<double>(now - pass.began_).count();
+  if (!pass.logs_ || pass.log_.records() == 0 || closed_) {
+    planner_.passed_unseen();
+    return std::nullopt;
+  }
+  pass.log_.end(now);
   const bool crowded =
       std::ranges::any_of(tiers_, [&](const DeviceTier& tier) { return pass.on(tier.index).saved > tier.budget; });
   const bool followed = pass.course_ && pass.course_->kind == pass.log_.prefix();
   return planner_.ended(
       {.log = pass.log_,
+       .seconds = pass.stats_.seconds,
        .followed = followed ? pass.course_.get() : nullptr,
        .on = crowded ? conditions_locked() : std::vector<Planner::Conditions>(),
        .copying_s = pass.on(host_.index).saved > Bytes(0)

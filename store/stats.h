@@ -77,11 +77,11 @@ struct Stats {
   int64_t passes = 0;  ///< counted when the backward has ended or the last record died
 
   int64_t plans = 0;  ///< made so far
-  // A step, here: from a pass's first pack to the end of its backward, in seconds. 0: no plan was followed, or no pass
-  // has ended.
-  double predicted_step_s = 0;    ///< by the plan that the last pass followed
-  double measured_step_s = 0;     ///< of the last pass
-  double lower_bound_step_s = 0;  ///< no way to treat what the last pass saved could have taken less
+  // Of the last pass, in seconds: a step, here, is from its first pack to the end of its first backward. 0: it had none,
+  // or followed no plan.
+  double predicted_step_s = 0;    ///< by the plan that it followed
+  double measured_step_s = 0;     ///< with or without a plan
+  double lower_bound_step_s = 0;  ///< by the plan's account no way to treat what it saved takes less
 };
 
 /// One pass, from its first pack to its end. `kept` and the others count its records as they died.
@@ -89,6 +89,7 @@ struct PassStats {
   int64_t number = 0;  ///< 1 for the store's first
   Count saved, kept, offloaded, spilled, recomputed;
   double stall_s = 0;
+  double seconds = 0;  ///< from its first pack to the end of its first backward; 0 where it had none
 };
 
 }  // namespace ebbtide

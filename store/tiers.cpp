@@ -175,7 +175,7 @@ Stats StoreCore::stats() const {
     stats = stats_;
     stats.host.budget_bytes = staging_budget_ + host_budget_;
     stats.plans = planner_.plans();
-    stats.measured_step_s = planner_.measured_s();
+    stats.measured_step_s = last_pass_.seconds;
     if (planner_.last()) {
       stats.predicted_step_s = planner_.last()->predicted_s;
       stats.lower_bound_step_s = planner_.last()->lower_bound_s;

@@ -127,6 +127,7 @@ py::dict to_dict(const PassStats& pass) {
   put("spilled", pass.spilled);
   put("recomputed", pass.recomputed);
   result["stall_s"] = pass.stall_s;
+  result["seconds"] = pass.seconds;
   return result;
 }
 
