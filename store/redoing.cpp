@@ -34,6 +34,25 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   place_locked(*record.resident_);
 }
 
+bool StoreCore::give_recipe_up(Record& record) {
+  std::lock_guard lock(mutex_);
+  note_redoable_locked(record, false);
+  if (record.resident_) place_locked(*record.resident_);
+  return record.state_ == RecordState::kRedone;
+}
+
+void StoreCore::let_leave(Record& record) {
+  DeviceTier& tier = *record.tier_;
+  {
+    std::lock_guard lock(mutex_);
+    Resident* resident = record.resident_.get();
+    if (resident != nullptr && tier.place_of(*resident) == DeviceTier::Place::kElsewhere && resident->storage &&
+        resident->storage->references() == 1)
+      tier.move(*resident, place_by_states(*resident));
+  }
+  settle(record.pass_.get(), tier);
+}
+
 void StoreCore::note_unequal_redo(const char* op) {
   std::lock_guard lock(mutex_);
   ++unequal_redos_[op];

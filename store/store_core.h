@@ -98,6 +98,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// REQUIRES: the recipe was seen to make these very bytes; all inputs are of the record's device.
   void offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe);
   static constexpr int kDeepestRecipe = 6;
+  /// The record's recipe can be used no longer: its bytes stay, or leave as others do. True where they were let go of
+  /// already: the caller has them made again while it can, and lets go of them, and then calls let_leave().
+  bool give_recipe_up(Record& record);
+  /// May wait for room. Errors: OutOfBudget.
+  void let_leave(Record& record);
   /// A redo of this op made other bytes than the op had: its call site keeps bytes for good, and the report says so.
   void note_unequal_redo(const char* op);
 

@@ -134,6 +134,34 @@ TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
   EXPECT_EQ(stats.device.bytes, Bytes(0));
 }
 
+TEST_F(RedoingTest, ARecipeThatIsGivenUpMakesTheBytesOnceMoreAndTheyLeaveAsOthersDo) {
+  auto core = StoreCore::open(options(Bytes(0)));
+  Pair made = pair(*core);
+  release(*core, made);
+  ASSERT_TRUE(core->give_recipe_up(*made.record_of_y)) << "its bytes were let go of";
+  EXPECT_EQ(copy(*unpack(*core, *made.record_of_y)), made.bytes);
+  core->let_leave(*made.record_of_y);
+  *made.version = 1;  // what the recipe read is there no longer
+  EXPECT_FALSE(core->give_recipe_up(*made.record_of_y));
+  EXPECT_EQ(core->stats().device.bytes, Bytes(0));
+  EXPECT_EQ(copy(*unpack(*core, *made.record_of_y)), made.bytes);
+  EXPECT_EQ(made.recipe->runs, 1);
+  made = {};
+  const Stats stats = core->stats();
+  EXPECT_EQ(stats.spilled.tensors, 2);
+  EXPECT_EQ(stats.recomputed.tensors, 0);
+  EXPECT_TRUE(stats.recomputed_ops.empty());
+}
+
+TEST_F(RedoingTest, ARecipeThatIsGivenUpBeforeItWasUsedLeavesBytes) {
+  auto core = StoreCore::open(options(kBytes));
+  Pair made = pair(*core);
+  EXPECT_FALSE(core->give_recipe_up(*made.record_of_y));
+  release(*core, made);
+  EXPECT_EQ(copy(*unpack(*core, *made.record_of_y)), made.bytes);
+  EXPECT_EQ(made.recipe->runs, 0);
+}
+
 TEST_F(RedoingTest, WithinBudgetNothingIsRedone) {
   auto core = StoreCore::open(options(MiB(64)));
   Pair made = pair(*core);
