@@ -67,7 +67,8 @@ void StoreCore::note_recipe_locked(Record& record) {
   }
   const auto measured = redo_speed_.find(record.recipe_->op());
   const double speed = measured != redo_speed_.end() ? measured->second : kRedoneBytesPerSecond;
-  pass.log_.set_recipe(record.index_, static_cast<double>(record.footprint_.count()) / speed, inputs);
+  const double guess = static_cast<double>(record.footprint_.count()) / speed;
+  pass.log_.set_recipe(record.index_, record.recipe_->seconds().value_or(guess), inputs);
 }
 
 void StoreCore::note_redo_locked(Record& record, double seconds) {

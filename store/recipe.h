@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/export.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,12 @@ class EBBTIDE_API Recipe {
   /// Whether the inputs still are at the versions at which the op read them.
   /// Threads: any, under the store's lock: it may compare version counters, and no more.
   virtual bool inputs_unchanged() const noexcept = 0;
+
+  /// Whether a redo costs less than a transfer, whatever the machine. The others are for a plan that weighs them, or for
+  /// StoreCore::use_costly_recipes().
+  virtual bool cheap() const noexcept { return true; }
+  /// What a redo takes, its inputs at hand; none where it was not measured.
+  virtual std::optional<double> seconds() const noexcept { return std::nullopt; }
 
   const char* op() const noexcept { return op_; }
   const std::vector<std::shared_ptr<Record>>& inputs() const noexcept { return inputs_; }

@@ -30,7 +30,8 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   if (depth >= kDeepestRecipe || rests_on_locked(*recipe, record)) return;
   record.recipe_ = std::move(recipe);
   note_recipe_locked(record);
-  note_redoable_locked(record, true);
+  const bool wanted = record.pass_->course_ ? record.action_ == Action::kRecompute : record.recipe_->cheap();
+  note_redoable_locked(record, wanted || use_costly_recipes_);
   place_locked(*record.resident_);
 }
 

@@ -98,6 +98,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// REQUIRES: the recipe was seen to make these very bytes; all inputs are of the record's device.
   void offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe);
   static constexpr int kDeepestRecipe = 6;
+  /// Recipes that are not cheap are looked for, and used where memory is short as cheap ones are.
+  void use_costly_recipes(bool use) noexcept { use_costly_recipes_ = use; }
+  bool uses_costly_recipes() const noexcept { return use_costly_recipes_; }
   /// The record's recipe can be used no longer: its bytes stay, or leave as others do. True where they were let go of
   /// already: the caller has them made again while it can, and lets go of them, and then calls let_leave().
   bool give_recipe_up(Record& record);
@@ -315,6 +318,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
+  std::atomic<bool> use_costly_recipes_{false};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // some transfer has ended

@@ -28,6 +28,7 @@ class Sum final : public FakeRecipe {
   Sum(std::vector<std::shared_ptr<Record>> inputs, std::vector<const uint32_t*> versions, Bytes end = kBytes)
       : FakeRecipe(std::move(inputs), Bytes(0), end), versions_(std::move(versions)) {}
 
+  bool cheap() const noexcept override { return !costly; }
   bool inputs_unchanged() const noexcept override {
     return std::ranges::all_of(versions_, [](const uint32_t* version) { return *version == 0; });
   }
@@ -49,6 +50,7 @@ class Sum final : public FakeRecipe {
   }
 
   mutable int runs = 0;
+  bool costly = false;
 
  private:
   const std::vector<const uint32_t*> versions_;
@@ -81,7 +83,7 @@ class RedoingTest : public testing::Test {
     std::optional<Memory> x, y;
     std::shared_ptr<uint32_t> version = std::make_shared<uint32_t>(0);
     std::shared_ptr<Record> record_of_x, record_of_y;
-    std::shared_ptr<const Sum> recipe;
+    std::shared_ptr<Sum> recipe;
     std::vector<std::byte> bytes;
     StoreCore::Packed packed;
   };
@@ -95,6 +97,7 @@ class RedoingTest : public testing::Test {
     made.record_of_y = made.packed.record;
     made.recipe =
         std::make_shared<Sum>(std::vector{made.record_of_x}, std::vector<const uint32_t*>{made.version.get()});
+    made.recipe->costly = costly_;
     core.offer_recipe(*made.record_of_y, made.recipe);
     return made;
   }
@@ -106,6 +109,7 @@ class RedoingTest : public testing::Test {
 
   std::filesystem::path folder_;
   std::shared_ptr<Pass> pass_;
+  bool costly_ = false;
 };
 
 TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
@@ -160,6 +164,19 @@ TEST_F(RedoingTest, ARecipeThatIsGivenUpBeforeItWasUsedLeavesBytes) {
   release(*core, made);
   EXPECT_EQ(copy(*unpack(*core, *made.record_of_y)), made.bytes);
   EXPECT_EQ(made.recipe->runs, 0);
+}
+
+TEST_F(RedoingTest, CostlyRecipesAreNotUsedUnlessAskedFor) {
+  for (const bool used : {false, true}) {
+    auto core = StoreCore::open(options(kBytes));
+    core->use_costly_recipes(used);
+    pass_.reset();
+    costly_ = true;
+    Pair made = pair(*core);
+    release(*core, made);
+    EXPECT_EQ(copy(*unpack(*core, *made.record_of_y)), made.bytes);
+    EXPECT_EQ(made.recipe->runs, used ? 1 : 0);
+  }
 }
 
 TEST_F(RedoingTest, WithinBudgetNothingIsRedone) {
