@@ -1,0 +1,194 @@
+// What is learned of passes, from logs with times of the test's own.
+#include <ebbtide/store/planner.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace ebbtide::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// Packs, one a millisecond, and asks for all in reverse, `each` apart.
+PassLog log_of(const std::vector<Bytes>& sizes, std::chrono::microseconds each = 2ms, uint32_t dtype = 6) {
+  PassLog log;
+  PassLog::Time now{};
+  for (const Bytes size : sizes) log.pack({.bytes = size, .moved = size, .dtype = dtype, .op = "4Some"}, now += 1ms);
+  for (auto i = static_cast<uint32_t>(sizes.size()); i-- > 0;) {
+    log.unpack(i, now += each);
+    log.death(i, now);
+  }
+  log.end(now);
+  return log;
+}
+
+double seconds_of(const PassLog& log) {
+  return log.profile().seconds;
+}
+
+class PlannerTest : public testing::Test {
+ protected:
+  static std::vector<Planner::Conditions> conditions(Bytes budget, double disk = 1e9) {
+    return {{.machine = {.disk = DiskModel{.write = disk, .read = disk}}, .budgets = {.device = budget}}};
+  }
+
+  /// A pass ends; what it gives to plan is planned and adopted. Whether it was.
+  bool passes(const PassLog& log, std::vector<Planner::Conditions> on = conditions(MiB(4)),
+              std::optional<double> seconds = std::nullopt, double copying_s = 0) {
+    const auto followed = planner_.find(log.prefix(), log.records());
+    const auto task = planner_.ended({.log = log,
+                                      .seconds = seconds.value_or(followed ? followed->predicted_s : seconds_of(log)),
+                                      .followed = followed.get(),
+                                      .on = std::move(on),
+                                      .copying_s = copying_s,
+                                      .crowded = true});
+    if (task) planner_.adopt(task->run());
+    return task.has_value();
+  }
+
+  const std::vector<Bytes> sizes_ = std::vector<Bytes>(12, MiB(1));
+  const PassLog log_ = log_of(sizes_);
+  Planner planner_{/*recompute=*/true};
+};
+
+TEST_F(PlannerTest, TheSecondPassGivesAPlanAndTheFourthABetterOne) {
+  EXPECT_FALSE(passes(log_));
+  EXPECT_EQ(planner_.find(log_.prefix(), 12), nullptr);
+  EXPECT_TRUE(passes(log_));
+  EXPECT_NE(planner_.find(log_.prefix(), 12), nullptr);
+  EXPECT_FALSE(passes(log_));
+  EXPECT_TRUE(passes(log_));
+  for (int i = 0; i < 50; ++i) EXPECT_FALSE(passes(log_)) << "as predicted";
+  EXPECT_EQ(planner_.plans(), 2);
+}
+
+TEST_F(PlannerTest, WhatFitsIsNotPlannedFor) {
+  for (int i = 0; i < 5; ++i) {
+    const auto task = planner_.ended({.log = log_, .on = conditions(MiB(64)), .crowded = false});
+    EXPECT_FALSE(task.has_value());
+  }
+}
+
+TEST_F(PlannerTest, ThePlanIsFoundFromTheFirstPackOn) {
+  passes(log_);
+  passes(log_);
+  const auto prefixes = log_.prefixes();
+  ASSERT_EQ(prefixes.size(), 12u);
+  for (size_t packs = 1; packs <= 12; ++packs) EXPECT_NE(planner_.find(prefixes[packs - 1], packs), nullptr);
+  EXPECT_EQ(planner_.find(prefixes[3], 5), nullptr);
+  EXPECT_EQ(planner_.find(log_of(sizes_, 2ms, /*dtype=*/7).prefix(), 12), nullptr) << "another dtype";
+  std::vector<Bytes> longer = sizes_;
+  longer.push_back(MiB(1));
+  EXPECT_EQ(planner_.find(log_of(longer).prefix(), 13), nullptr);
+}
+
+TEST_F(PlannerTest, SizesThatDifferByLittleAreOfOneKind) {
+  EXPECT_EQ(log_of({Bytes(1'000'000)}).prefix(), log_of({Bytes(1'010'000)}).prefix());
+  EXPECT_NE(log_of({Bytes(1'000'000)}).prefix(), log_of({Bytes(1'200'000)}).prefix());
+  EXPECT_NE(log_of({Bytes(3)}).prefix(), log_of({Bytes(4)}).prefix());
+}
+
+TEST_F(PlannerTest, ATimeThatIsOffForLongIsPlannedForAgainAndEverMoreSeldom) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  std::vector<int> replanned;
+  for (int i = 0; i < 60; ++i)
+    if (passes(log_, conditions(MiB(4)), 10.0)) replanned.push_back(i);
+  EXPECT_THAT(replanned, testing::ElementsAre(2, 8, 20, 44)) << "after 3 in a row, then 6, 12, 24";
+  EXPECT_FALSE(passes(log_)) << "one that is as predicted";
+}
+
+TEST_F(PlannerTest, AnotherBudgetIsPlannedForAtOnce) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  EXPECT_TRUE(passes(log_, conditions(MiB(8))));
+  EXPECT_FALSE(passes(log_, conditions(MiB(8))));
+}
+
+TEST_F(PlannerTest, AnotherSpeedOfTheDiskIsPlannedForWhenItLasts) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  EXPECT_FALSE(passes(log_, conditions(MiB(4), 0.5e9)));
+  EXPECT_FALSE(passes(log_, conditions(MiB(4), 0.5e9)));
+  EXPECT_TRUE(passes(log_, conditions(MiB(4), 0.5e9)));
+  EXPECT_FALSE(passes(log_, conditions(MiB(4), 0.5e9)));
+}
+
+TEST_F(PlannerTest, WhatTransfersTookIsNoPartOfTheComputation) {
+  passes(log_, conditions(MiB(4)), std::nullopt, 0.009);
+  passes(log_, conditions(MiB(4)), std::nullopt, 0.009);
+  ASSERT_NE(planner_.last_profile(), nullptr);
+  EXPECT_NEAR(planner_.last_profile()->seconds, seconds_of(log_) - 0.009, 1e-9);
+}
+
+// A pass that follows a plan looks for no recipe that the plan does not use: the next plan still knows of them.
+TEST_F(PlannerTest, RecipesOnceFoundStayKnown) {
+  PassLog with = log_of(sizes_);
+  const std::vector<uint32_t> inputs{2};
+  with.set_recipe(3, 0.001, inputs);
+  passes(with);
+  passes(with);
+  passes(log_);
+  EXPECT_TRUE(passes(log_));
+  const auto course = planner_.find(log_.prefix(), 12);
+  ASSERT_NE(course, nullptr);
+  EXPECT_TRUE(course->profile.records[3].recipe.has_value());
+}
+
+TEST_F(PlannerTest, OfTwoThatBeginAlikeTheOneThatIsDueIsFollowed) {
+  std::vector<Bytes> longer = sizes_;
+  longer.resize(20, MiB(2));
+  const PassLog long_log = log_of(longer);
+  for (int i = 0; i < 4; ++i) {
+    passes(log_);
+    passes(long_log);
+  }
+  const auto prefixes = log_.prefixes();
+  EXPECT_EQ(planner_.find(prefixes[0], 1)->prefixes.size(), 12u);
+  passes(log_);
+  EXPECT_EQ(planner_.find(prefixes[0], 1)->prefixes.size(), 20u);
+  EXPECT_EQ(planner_.plans(), 4);
+}
+
+TEST_F(PlannerTest, TheKindSeenLongestAgoIsForgotten) {
+  passes(log_);
+  passes(log_);
+  for (int64_t i = 2; i < 10; ++i) {
+    const PassLog other = log_of(std::vector<Bytes>(8, Bytes(i * (1 << 20))));
+    passes(other);
+    passes(other);
+  }
+  EXPECT_EQ(planner_.find(log_.prefix(), 12), nullptr);
+}
+
+TEST_F(PlannerTest, PausesAreNoComputation) {
+  PassLog log;
+  PassLog::Time now{};
+  log.pack({.bytes = MiB(1), .moved = MiB(1)}, now);
+  log.pause(0.010);
+  log.pack({.bytes = MiB(1), .moved = MiB(1)}, now += 12ms);
+  log.pause(0.050);  // of two threads: more than passes
+  log.unpack(1, now += 5ms);
+  log.unpack(0, now += 5ms);
+  log.end(now);
+  const Profile profile = log.profile();
+  EXPECT_FALSE(profile.invalid().has_value());
+  EXPECT_NEAR(profile.steps[1].at, 0.002, 1e-9);
+  EXPECT_NEAR(profile.steps[2].at, 0.002, 1e-9) << "times never fall";
+}
+
+TEST_F(PlannerTest, ALogForAnotherPassBeginsAnew) {
+  PassLog log = log_of(sizes_);
+  log.clear();
+  EXPECT_EQ(log.records(), 0u);
+  EXPECT_FALSE(log.has_backward());
+  PassLog::Time now{};
+  log.pack({.bytes = MiB(1), .moved = MiB(1), .dtype = 6}, now);
+  EXPECT_EQ(log.prefix(), log_.prefixes()[0]);
+  EXPECT_EQ(log.profile().records.size(), 1u);
+}
+
+}  // namespace
+}  // namespace ebbtide::test
