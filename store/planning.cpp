@@ -8,8 +8,9 @@
 namespace ebbtide {
 namespace {
 
-/// Of memory that an op reads and writes, where nothing has been measured yet: a slow machine's.
+/// What a cheap op makes in a second, where nothing has been measured: a slow machine's, and a small GPU's.
 constexpr double kRedoneBytesPerSecond = 2e9;
+constexpr double kRedoneBytesPerSecondOnDevice = 1e11;
 /// Where the same cores compute and serve the disk: interrupts, checksums, and what a hypervisor copies. Two cores with a
 /// virtual disk and all computing: 0.9 CPU-seconds a GiB by direct I/O alone.
 constexpr double kComputeSecondsPerByte = 0.45 / (1 << 30);
@@ -65,10 +66,16 @@ void StoreCore::note_recipe_locked(Record& record) {
     if (input->pass_.get() != &pass) return;
     inputs.push_back(input->index_);
   }
-  const auto measured = redo_speed_.find(record.recipe_->op());
-  const double speed = measured != redo_speed_.end() ? measured->second : kRedoneBytesPerSecond;
-  const double guess = static_cast<double>(record.footprint_.count()) / speed;
-  pass.log_.set_recipe(record.index_, record.recipe_->seconds().value_or(guess), inputs);
+  std::optional<double> seconds = record.recipe_->seconds();
+  if (!seconds) {
+    if (!record.recipe_->cheap()) return;  // no plan may rest on a guess
+    double speed = record.tier_->link ? kRedoneBytesPerSecondOnDevice : kRedoneBytesPerSecond;
+    if (const auto measured = redo_speed_.find(record.recipe_->op());
+        !record.tier_->link && measured != redo_speed_.end())
+      speed = measured->second;
+    seconds = static_cast<double>(record.footprint_.count()) / speed;
+  }
+  pass.log_.set_recipe(record.index_, *seconds, inputs);
 }
 
 void StoreCore::note_redo_locked(Record& record, double seconds) {
