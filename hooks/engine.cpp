@@ -90,7 +90,7 @@ class StoreEngine final : public Engine {
       if (hooks == nullptr) return nullptr;
       return std::make_unique<CountedHooks>(std::move(hooks), scope->core(), "Python hooks inside the scope");
     }
-    return std::make_unique<SavedTensor>(*scope);
+    return SavedTensor::make(*scope);
   }
 
  private:

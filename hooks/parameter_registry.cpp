@@ -12,10 +12,12 @@ void ParameterRegistry::add(const at::Tensor& tensor) {
     std::erase_if(storages_, [](const auto& known) { return known.second.expired(); });
     prune_at_ = std::max(kLeastToPrune, 2 * storages_.size());
   }
+  empty_ = false;
   storages_.insert_or_assign(tensor.storage().unsafeGetStorageImpl(), storage);
 }
 
 bool ParameterRegistry::contains(const c10::StorageImpl& storage) const {
+  if (empty_.load(std::memory_order_acquire)) return false;
   std::lock_guard lock(mutex_);
   const auto known = storages_.find(&storage);
   return known != storages_.end() && !known->second.expired();

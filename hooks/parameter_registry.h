@@ -5,6 +5,7 @@
 #include <c10/core/StorageImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <mutex>
 #include <unordered_map>
 
@@ -20,6 +21,7 @@ class ParameterRegistry {
  private:
   static constexpr size_t kLeastToPrune = 1024;
 
+  std::atomic<bool> empty_{true};
   mutable std::mutex mutex_;
   std::unordered_map<const c10::StorageImpl*, c10::weak_intrusive_ptr<c10::StorageImpl>> storages_;
   size_t prune_at_ = kLeastToPrune;

@@ -46,7 +46,7 @@ const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const Pa
   if (parameters.contains(storage)) return "parameter or buffer of an attached model";
   if (c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks())) return "copy-on-write storage";
   if (!TorchStorage::owns_plain_memory(storage)) return "memory of another owner (shared, mapped, numpy)";
-  if (ViewOfStorage(tensor).end().count() > static_cast<int64_t>(storage.nbytes()))
+  if (ViewOfStorage::end_of(tensor).count() > static_cast<int64_t>(storage.nbytes()))
     return "storage smaller than its view";
   return nullptr;
 }

@@ -69,6 +69,21 @@ void set_error_translator(void (*rethrow)(const Error& error)) {
   translate = rethrow;
 }
 
+SavedTensor::SavedTensor(Scope& scope)
+    : memory_(*scope.hooks().saved_tensors),
+      scope_(&scope),
+      tensor_(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {}
+
+std::unique_ptr<SavedTensor> SavedTensor::make(Scope& scope) {
+  return std::unique_ptr<SavedTensor>(new (*scope.hooks().saved_tensors) SavedTensor(scope));
+}
+
+void SavedTensor::operator delete(SavedTensor* saved, std::destroying_delete_t) noexcept {
+  BlockCache& memory = saved->memory_;
+  saved->~SavedTensor();
+  memory.give(saved);
+}
+
 void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   Scope& scope = *std::exchange(scope_, nullptr);
   StoreCore& core = *scope.core();
@@ -77,7 +92,8 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   saved_version_ = version_.enabled() ? version_.current_version() : 0;
   if (const auto& producer = tensor.grad_fn()) {
     producer_ = &typeid(*producer);
-    tensor_ = tensor.getIntrusivePtr();
+    c10::raw::weak_intrusive_ptr::incref(tensor.unsafeGetTensorImpl());
+    tensor_ = decltype(tensor_)::reclaim(tensor.unsafeGetTensorImpl());
   }
   const bool on_host = tensor.device().is_cpu();
   HooksOfStore& hooks = scope.hooks();
@@ -108,8 +124,11 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .op = producer_ != nullptr ? producer_->name() : nullptr,
                              .device = served.number,
                              .stream = stream};
-  auto packed = translated(
-      [&] { return core.pack(scope.pass(), view, [&] { return std::make_shared<TorchStorage>(storage); }); });
+  auto packed = translated([&] {
+    return core.pack(scope.pass(), view, [&] {
+      return std::allocate_shared<TorchStorage>(BlockAllocator<TorchStorage>(hooks.storages), storage);
+    });
+  });
   record_ = std::move(packed.record);
   view_.shift(packed.origin);
   if (!on_host) note_current_stream(storage);

@@ -7,12 +7,15 @@
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/record.h>
+#include <ebbtide/transfer/block_cache.h>
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 #include <typeinfo>
 
@@ -23,8 +26,12 @@ namespace ebbtide {
 /// Threads: torch serialises pack and unpack of one; different ones run on any threads at once.
 class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks {
  public:
-  explicit SavedTensor(Scope& scope)
-      : scope_(&scope), tensor_(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {}
+  static std::unique_ptr<SavedTensor> make(Scope& scope);
+
+  // From the memory of earlier ones: one comes and goes with each tensor that is saved.
+  static void* operator new(size_t bytes, BlockCache& memory) { return memory.take(bytes); }
+  static void operator delete(void* block, BlockCache& memory) { memory.give(block); }
+  static void operator delete(SavedTensor* saved, std::destroying_delete_t) noexcept;
 
   /// Errors: OutOfBudget, in a forward whose earlier tensors fit nowhere.
   void call_pack_hook(const at::Tensor& tensor) override;
@@ -41,10 +48,13 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   bool unchanged() const noexcept { return !version_.enabled() || version_.current_version() == saved_version_; }
 
  private:
+  explicit SavedTensor(Scope& scope);
+
   void announce_backward();
   void check_version() const;
   std::string producer() const;
 
+  BlockCache& memory_;
   Scope* scope_;                    // valid until the pack
   at::Tensor passed_through_;       // the tensor itself, where the store must not touch it
   std::shared_ptr<Record> record_;  // else

@@ -10,7 +10,8 @@
 namespace ebbtide {
 namespace {
 
-thread_local Scope* innermost = nullptr;
+// Read at every tensor that is saved: in the static block, where it takes no call to reach.
+[[gnu::tls_model("initial-exec")]] thread_local Scope* innermost = nullptr;
 
 }  // namespace
 

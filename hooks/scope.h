@@ -7,6 +7,7 @@
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/pass.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/transfer/block_cache.h>
 
 #include <cstddef>
 #include <memory>
@@ -20,6 +21,8 @@ struct HooksOfStore {
   RecipeBook recipes;
 };
 EBBTIDE_API std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core);
+  SharedBlockCache saved_tensors;  ///< a SavedTensor each
+  SharedBlockCache storages;       ///< a TorchStorage each
 
 /// One scope that was entered: packs on its thread go to its store until it is left. Scopes of one store on one thread
 /// nest and share the outermost's pass.

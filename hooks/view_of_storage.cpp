@@ -42,6 +42,14 @@ Bytes ViewOfStorage::end() const noexcept {
   return Bytes((last + 1) * static_cast<int64_t>(dtype_.itemsize()));
 }
 
+Bytes ViewOfStorage::end_of(const at::Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t last = tensor.storage_offset();
+  for (size_t i = 0; i < sizes.size(); ++i) last += (sizes[i] - 1) * strides[i];
+  return Bytes((last + 1) * static_cast<int64_t>(tensor.itemsize()));
+}
+
 Rows ViewOfStorage::rows() const {
   struct Dimension {
     int64_t stride, size;  // in elements

@@ -21,6 +21,8 @@ class ViewOfStorage {
   /// First byte and one past the last that it touches, as offsets in the storage; strides are never negative in torch.
   Bytes begin() const noexcept;
   Bytes end() const noexcept;
+  /// ViewOfStorage(tensor).end(). REQUIRES: as the constructor.
+  static Bytes end_of(const at::Tensor& tensor);
 
   /// The rows that its bytes are, from begin() to end(); none where they lie in one run, where they are no such rows, or
   /// where the first does not begin at begin().

@@ -175,7 +175,8 @@ void StoreCore::part_locked(Record& record, const Resident& resident, Work& work
   if (lower.leaving) {
     auto storage = std::exchange(lower.leaving->storage, nullptr);
     if (lower.out && !lower.out->finished())
-      work.parted.push_back({*record.tier_->link, resident.stream, lower.out, lower.leaving, std::move(storage)});
+      work.orders().parted.push_back(
+          {*record.tier_->link, resident.stream, lower.out, lower.leaving, std::move(storage)});
     else
       work.exhumed.push_back(std::move(storage));
   }
@@ -216,7 +217,7 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
     copy->sinking = true;
     sinking_ += copy->memory->bytes();
     under_way_.emplace(record.id_, &record);
-    work.sinks.push_back({record.id_, copy->memory});
+    work.orders().sinks.push_back({record.id_, copy->memory});
   }
 }
 
@@ -285,12 +286,12 @@ void StoreCore::forget_copies_locked(Record& record, Work& work) {
   DeviceLink& link = *record.tier_->link;
   if (lower.leaving) {
     lower.leaving->record = nullptr;
-    if (lower.out) work.cancelled_copies.push_back({link.out, lower.out});
+    if (lower.out) work.orders().cancelled_copies.push_back({link.out, lower.out});
   }
   if (lower.returning) {
     lower.returning->record = nullptr;
     if (record.state_ == RecordState::kReturning) {
-      if (lower.in) work.cancelled_copies.push_back({link.in, lower.in});
+      if (lower.in) work.orders().cancelled_copies.push_back({link.in, lower.in});
     } else {
       work.exhumed.push_back(std::exchange(lower.returning->storage, nullptr));  // as in part_locked
     }

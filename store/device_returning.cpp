@@ -20,7 +20,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
     pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
-    std::swap(work.exhumed, buried_);
+    if (!buried_.empty()) std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
       case RecordState::kLeaving:
@@ -37,7 +37,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         record.demanded_ = false;
         if (resident.identity == nullptr) {
           resident.identity = resident.storage->identity();
-          by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
+          by_storage_.insert(resident);  // a double backward saves what it unpacks
           tier.note_handed_out(resident);
         }
         Unpacked unpacked{resident.storage, nullptr, resident.origin, resident.stream != stream};
@@ -83,7 +83,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           continue;
         }
         begin_copies_in_locked(tier, stream, work);
-        if (record.transfer_) work.demanded.push_back(*record.transfer_);
+        if (record.transfer_) work.orders().demanded.push_back(*record.transfer_);
         lock.unlock();
         work.run();
         lock.lock();
@@ -139,7 +139,7 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
 void StoreCore::forsake_copy_in_locked(Record& record, Work& work) {
   LowerCopy& lower = record.lower_;
   lower.returning->record = nullptr;
-  work.cancelled_copies.push_back({record.tier_->link->in, std::exchange(lower.in, nullptr)});
+  work.orders().cancelled_copies.push_back({record.tier_->link->in, std::exchange(lower.in, nullptr)});
   lower.returning = nullptr;
   back_to_lower_locked(record, work);
 }
@@ -158,7 +158,7 @@ void StoreCore::begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& 
     auto alive = record.weak_from_this().lock();
     if (!alive) continue;
     record.lower_.copying_in = true;
-    work.copies_in.push_back({std::move(alive), stream});
+    work.orders().copies_in.push_back({std::move(alive), stream});
   }
 }
 
@@ -360,7 +360,7 @@ void StoreCore::lift_for_close_locked(Record& record, Work& work) {
   if (auto alive = record.weak_from_this().lock()) {
     record.lower_.lifting = true;
     ++lifting_;
-    work.lifts.push_back({std::move(alive), Urgency::kDemand});
+    work.orders().lifts.push_back({std::move(alive), Urgency::kDemand});
   }
 }
 

@@ -80,9 +80,8 @@ class DeviceTier {
     if (place != Place::kElsewhere) held_ -= resident.bytes;
   }
   Place place_of(const Resident& resident) const noexcept {
-    for (Place place : kPlaces)
-      if (list(place).contains(resident)) return place;
-    return Place::kElsewhere;
+    const auto* list = IntrusiveList<Resident>::list_of(resident);
+    return list != nullptr ? static_cast<Place>(list - lists_) : Place::kElsewhere;
   }
 
   /// An unpack returns what came back.
@@ -108,8 +107,7 @@ class DeviceTier {
   }
 
  private:
-  static constexpr Place kPlaces[] = {Place::kElsewhere, Place::kDirty, Place::kPlanned,  Place::kRedoable,
-                                      Place::kLeaving,   Place::kClean, Place::kReturning};
+  static constexpr size_t kPlaces = 7;
   static constexpr size_t slot(Place place) noexcept { return static_cast<size_t>(place); }
   Bytes& handed_out(Place place) noexcept {
     return place == Place::kElsewhere ? handed_out_elsewhere_ : handed_out_held_;
@@ -122,8 +120,8 @@ class DeviceTier {
     if (place != Place::kElsewhere) held_ += resident.bytes;
   }
 
-  IntrusiveList<Resident> lists_[std::size(kPlaces)];
-  Bytes bytes_[std::size(kPlaces)];
+  IntrusiveList<Resident> lists_[kPlaces];  // by slot()
+  Bytes bytes_[kPlaces];
   Bytes held_;  // all but kElsewhere
   Bytes peak_;
   Bytes handed_out_held_;

@@ -35,6 +35,8 @@ class IntrusiveList {
   T* back() const noexcept { return back_; }
   static T* next(const T& element) noexcept { return link(element).next_; }
   bool contains(const T& element) const noexcept { return link(element).list_ == this; }
+  /// The list that it is in; null where it is in none.
+  static const IntrusiveList* list_of(const T& element) noexcept { return link(element).list_; }
 
   /// REQUIRES: element is in no list.
   void push_back(T& element) noexcept { insert_between(back_, element, nullptr); }

@@ -123,11 +123,13 @@ std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
 /// looks, which sees to its leaving too: counted, it would be over the budget.
 void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most, Look look) {
   using Place = DeviceTier::Place;
-  for (; at_most > 0 && !tier.list(Place::kElsewhere).empty(); --at_most) {
+  const Resident* first_left = nullptr;  // once round, and no further
+  for (; at_most > 0 && tier.list(Place::kElsewhere).front() != first_left; --at_most) {
     Resident& resident = *tier.list(Place::kElsewhere).front();
     const bool ours_alone = !resident.storage || resident.storage->references() == 1;
     Place place = ours_alone ? place_by_states(resident) : Place::kElsewhere;
     if (look == Look::kForDroppable && place != Place::kClean && place != Place::kRedoable) place = Place::kElsewhere;
+    if (place == Place::kElsewhere && first_left == nullptr) first_left = &resident;
     tier.move(resident, place);
   }
 }
@@ -173,9 +175,9 @@ void StoreCore::leave_locked(Resident& resident, Work& work) {
     if (auto alive = record->weak_from_this().lock()) {
       record->become(RecordState::kLeaving);
       if (resident.tier->link)
-        work.copies_out.push_back({std::move(alive), resident.storage});
+        work.orders().copies_out.push_back({std::move(alive), resident.storage});
       else
-        work.writes.push_back({std::move(alive), resident.storage});
+        work.orders().writes.push_back({std::move(alive), resident.storage});
     }
   }
   place_locked(resident);

@@ -6,20 +6,27 @@
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/stats.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <set>
+#include <utility>
 #include <vector>
 
 namespace ebbtide {
 
 class Record;
+class StoreCore;
 
-/// Guarded by the core's lock.
+/// Lifetime: shared by its records and by the scope. It keeps the core alive.
+/// Guarded by the core's lock, but for what is atomic or const.
 class Pass {
  public:
-  Pass(int64_t number, bool logs) : logs_(logs), began_(std::chrono::steady_clock::now()) { stats_.number = number; }
+  Pass(std::shared_ptr<StoreCore> core, int64_t number, bool logs)
+      : core_(std::move(core)), logs_(logs), began_(std::chrono::steady_clock::now()) {
+    stats_.number = number;
+  }
 
  private:
   friend class StoreCore;
@@ -38,6 +45,7 @@ class Pass {
   }
   OnDevice on(size_t device) const noexcept { return device < on_.size() ? on_[device] : OnDevice(); }
 
+  const std::shared_ptr<StoreCore> core_;
   PassStats stats_;
   std::vector<Record*> sequence_;  // in order of packing; a record stands at its latest pack only; null once it is dead
   std::vector<Record*> made_;      // by index; null once it is dead
@@ -48,7 +56,8 @@ class Pass {
   Bytes disk_before_;                     // what disks had moved when it began
   std::vector<OnDevice> on_;              // by the devices' numbers
   int64_t live_ = 0;
-  std::set<int> tasks_;  // graph tasks that unpacked from it and have not ended
+  std::set<int> tasks_;               // graph tasks that unpacked from it and have not ended
+  std::atomic<int> latest_task_{-1};  // one of them, or none
   bool in_backward_ = false;
   bool takes_packs_ = true;
   bool ended_ = false;

@@ -19,15 +19,19 @@ RecordLayout RecordLayout::of(const std::byte* data, Bytes bytes, IoAlignment al
   return layout;
 }
 
-Record::Record(std::shared_ptr<StoreCore> core, std::shared_ptr<Pass> pass, uint64_t id) noexcept
-    : core_(std::move(core)), pass_(std::move(pass)), id_(id) {}
+Record::Record(std::shared_ptr<Pass> pass, uint64_t id) noexcept : pass_(std::move(pass)), id_(id) {}
 
 Record::~Record() {
-  core_->forget(*this);
+  core().forget(*this);
+}
+
+const std::shared_ptr<StoreCore>& Record::shared_core() const noexcept {
+  return pass_->core_;
 }
 
 void Record::become(RecordState next) noexcept {
   assert(may_become(state_, next));
+  core().below_ += (next == RecordState::kLower) - (state_ == RecordState::kLower);
   state_ = next;
 }
 

@@ -65,11 +65,11 @@ struct RecordLayout {
 /// Threads: the core's lock guards all but what is const.
 class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public ListLink<Record> {
  public:
-  Record(std::shared_ptr<StoreCore> core, std::shared_ptr<Pass> pass, uint64_t id) noexcept;
+  Record(std::shared_ptr<Pass> pass, uint64_t id) noexcept;
   ~Record();
 
-  StoreCore& core() const noexcept { return *core_; }
-  const std::shared_ptr<StoreCore>& shared_core() const noexcept { return core_; }
+  StoreCore& core() const noexcept { return *shared_core(); }
+  const std::shared_ptr<StoreCore>& shared_core() const noexcept;
   Pass& pass() const noexcept { return *pass_; }
   const std::shared_ptr<Pass>& shared_pass() const noexcept { return pass_; }
 
@@ -78,7 +78,6 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
 
   void become(RecordState next) noexcept;
 
-  const std::shared_ptr<StoreCore> core_;
   const std::shared_ptr<Pass> pass_;
   const uint64_t id_;
   DeviceTier* tier_ = nullptr;  // fixed at its pack

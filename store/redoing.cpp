@@ -24,7 +24,7 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   if (record.recipe_ || record.state_ != RecordState::kResident) return;
   int depth = 0;
   for (const auto& input : recipe->inputs()) {
-    if (input->core_.get() != this || input->tier_ != record.tier_) return;
+    if (&input->core() != this || input->tier_ != record.tier_) return;
     depth = std::max(depth, depth_locked(*input));
   }
   if (depth >= kDeepestRecipe || rests_on_locked(*recipe, record)) return;
@@ -176,8 +176,8 @@ std::shared_ptr<DeviceStorage> StoreCore::redone(Record& record, std::shared_ptr
       made->origin = origin;
       made->bytes = mine->bytes();
       made->records.push_back(&record);
-      by_storage_.emplace(made->identity, made.get());  // a double backward saves what it unpacks
-      tier.add(*made, DeviceTier::Place::kElsewhere);   // in the caller's hands
+      by_storage_.insert(*made);                       // a double backward saves what it unpacks
+      tier.add(*made, DeviceTier::Place::kElsewhere);  // in the caller's hands
       record.resident_ = std::move(made);
       record.packed_ = std::move(made_at);
       record.become(RecordState::kResident);

@@ -13,6 +13,26 @@
 
 namespace ebbtide {
 
+/// Brings what the next unpacks read into the processor's cache: the forward wrote it long ago. Backwards go through a
+/// pass in reverse.
+void StoreCore::warm_up_locked(const Record& record) const noexcept {
+  if (record.resident_->identity != nullptr) by_storage_.prefetch(record.resident_->identity);  // its death is near
+  const std::vector<Record*>& sequence = record.pass_->sequence_;
+  const auto before = [&](size_t steps) { return record.slot_ >= steps ? sequence[record.slot_ - steps] : nullptr; };
+  if (const Record* far = before(3)) {
+    for (size_t line = 0; line < sizeof(Record); line += 64)
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(far) + line, /*rw=*/1);
+  }
+  if (const Record* near = before(2); near != nullptr && near->resident_) {
+    for (size_t line = 0; line < sizeof(Resident); line += 64)
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(near->resident_.get()) + line, /*rw=*/1);
+  }
+  if (const Record* next = before(1); next != nullptr && next->resident_) {
+    __builtin_prefetch(next->resident_->storage.get());
+    __builtin_prefetch(next->resident_->identity, /*rw=*/1);
+  }
+}
+
 StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy by) {
   if (by == AskedBy::kBackward && record.pass_->logs_) note_unpack(record);
   if (record.tier_->link) return unpack_from_device(record, stream);
@@ -20,7 +40,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
   for (;;) {
     Work work(*this);
     std::unique_lock lock(mutex_);
-    std::swap(work.exhumed, buried_);
+    if (!buried_.empty()) std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
       case RecordState::kLeaving:
@@ -31,6 +51,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
         Unpacked unpacked{resident.storage, resident.memory, resident.origin};
         unpacked.waited_s = waited_s;
         prefetch_locked(*record.pass_, host_, kHostStream, work);
+        warm_up_locked(record);
         unpacked.burst = host_.note_peak() && host_.handed_over() > host_.budget;
         const bool check = record.fingerprint_ && unpacked.memory;
         lock.unlock();
@@ -46,7 +67,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
         break;
       case RecordState::kReturning:
         record.demanded_ = true;
-        if (record.transfer_) work.demanded.push_back(*record.transfer_);
+        if (record.transfer_) work.orders().demanded.push_back(*record.transfer_);
         prefetch_locked(*record.pass_, host_, kHostStream, work);
         lock.unlock();
         work.run();
@@ -89,7 +110,7 @@ std::shared_ptr<DeviceStorage> StoreCore::adopt(Record& record, const std::share
     resident.memory = nullptr;  // the storage holds it
     resident.identity = mine->identity();
     host_.note_handed_out(resident);
-    by_storage_.emplace(resident.identity, &resident);  // a double backward saves what it unpacks
+    by_storage_.insert(resident);  // a double backward saves what it unpacks
     return mine;
   }
   return resident.storage && resident.storage->data() == memory->data() ? resident.storage : mine;
@@ -105,7 +126,7 @@ void StoreCore::note_burst(const Record& record, std::string node) {
 void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work) {
   auto alive = record.weak_from_this().lock();
   if (!alive) return;
-  auto resident = std::allocate_shared<Resident>(residents_);
+  auto resident = std::allocate_shared<Resident>(BlockAllocator<Resident>(residents_));
   DeviceTier& tier = *record.tier_;
   resident->tier = &tier;
   resident->stream = stream;
@@ -120,14 +141,14 @@ void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urg
   record.become(RecordState::kReturning);
   record.demanded_ = urgency == Urgency::kDemand;
   if (!tier.link) {
-    work.reads.push_back({std::move(alive), urgency});
+    work.orders().reads.push_back({std::move(alive), urgency});
   } else if (!record.lower_.memory) {
     record.lower_.lifting = true;
     ++lifting_;
-    work.lifts.push_back({std::move(alive), urgency});
+    work.orders().lifts.push_back({std::move(alive), urgency});
   } else {
     record.lower_.copying_in = true;
-    work.copies_in.push_back({std::move(alive), stream});
+    work.orders().copies_in.push_back({std::move(alive), stream});
   }
 }
 
@@ -135,7 +156,7 @@ void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urg
 /// is fetched ahead never takes the memory that a redo before it waits for. What is below though the plan kept it, and
 /// all where there is no plan: the last packed first.
 void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work) {
-  if (!pass.in_backward_) return;
+  if (!pass.in_backward_ || below_ == 0) return;
   Pass::OnDevice& on = pass.on(tier.index);
   const auto room_for = [&](const Record& record) { return tier.held() + on.reserved + record.bytes() <= tier.budget; };
   // Whether there was room for it, if it wants any.

@@ -42,9 +42,10 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   }
   {
     std::lock_guard lock(mutex_);
+    by_storage_.prefetch(view.storage);
     stats_.packed.add(view.footprint);
     if (!pass || !pass->takes_packs_) {
-      pass = std::make_shared<Pass>(next_pass_++, worth_a_log_locked());
+      pass = std::make_shared<Pass>(shared_from_this(), next_pass_++, worth_a_log_locked());
       pass->sequence_.reserve(longest_sequence_);
       pass->made_.reserve(longest_sequence_);
       if (pass->logs_) {
@@ -52,8 +53,8 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         pass->disk_before_ = disk_moved();
       }
     }
-    const auto known = by_storage_.find(view.storage);
-    Resident* resident = known != by_storage_.end() ? known->second : nullptr;
+    look_again_locked(tier, 8);
+    Resident* resident = by_storage_.find(view.storage);
     if (resident != nullptr) origin = resident->origin;
     const Bytes begin = view.begin + origin;
     const Bytes end = view.end + origin;
@@ -81,7 +82,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       }
     }
     if (!record) {
-      record = std::allocate_shared<Record>(records_, shared_from_this(), pass, next_record_++);
+      record = std::allocate_shared<Record>(BlockAllocator<Record>(records_), pass, next_record_++);
       record->version_counter_ = view.version_counter;
       record->version_ = view.version;
       record->begin_ = begin;
@@ -106,14 +107,14 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         resident->records.push_back(record.get());
         tier.move(*resident, DeviceTier::Place::kElsewhere);
       } else {
-        auto made = std::allocate_shared<Resident>(residents_);
+        auto made = std::allocate_shared<Resident>(BlockAllocator<Resident>(residents_));
         made->tier = &tier;
         made->stream = view.stream;
         made->storage = hold();
         made->identity = view.storage;
         made->bytes = view.footprint;
         made->records.push_back(record.get());
-        by_storage_.emplace(view.storage, made.get());
+        by_storage_.insert(*made);
         tier.add(*made, DeviceTier::Place::kElsewhere);
         record->resident_ = std::move(made);
       }
@@ -121,7 +122,6 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     const bool planned = pass->course_ != nullptr;
     wants_recipes = planned ? pass->course_->recomputes : recipes_help_locked(tier, *pass);
     needs_none = record->recipe_ != nullptr || (planned && record->action_ != Action::kRecompute);
-    look_again_locked(tier, 8);
     crowded = tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
               !buried_.empty();
@@ -148,8 +148,10 @@ void StoreCore::note_passed_through(const char* reason, Bytes footprint) {
 }
 
 bool StoreCore::task_began(Record& record, int task) {
-  std::lock_guard lock(mutex_);
   Pass& pass = record.pass();
+  if (pass.latest_task_.load(std::memory_order_relaxed) == task) return false;
+  std::lock_guard lock(mutex_);
+  pass.latest_task_.store(task, std::memory_order_relaxed);
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
   for (const DeviceTier& tier : tiers_) {
@@ -164,6 +166,7 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
   {
     std::lock_guard lock(mutex_);
     pass.tasks_.erase(task);
+    pass.latest_task_.store(-1, std::memory_order_relaxed);
     if (!pass.tasks_.empty()) return;  // the graph task around a reentrant one
     pass.in_backward_ = false;
     pass.takes_packs_ = false;
@@ -236,10 +239,10 @@ void StoreCore::forget(Record& record) noexcept {
     count_in(pass.stats_).add(record.footprint_);
     if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
-    under_way_.erase(record.id_);
-    if (record.transfer_) work.cancelled.push_back(*record.transfer_);
+    if (!under_way_.empty()) under_way_.erase(record.id_);
+    if (record.transfer_) work.orders().cancelled.push_back(*record.transfer_);
     staging_full_ = false;
-    std::swap(work.exhumed, buried_);
+    if (!buried_.empty()) std::swap(work.exhumed, buried_);
     record.become(RecordState::kDead);
     live_.remove(record);
     unreserve_locked(record);

@@ -12,6 +12,7 @@
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
+#include <ebbtide/store/storage_index.h>
 #include <ebbtide/store/waiter.h>
 #include <ebbtide/transfer/block_cache.h>
 
@@ -281,6 +282,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void read_done(uint64_t record_id, const Status& status);
   void check_fingerprint(const Record& record, const std::byte* data) const;
 
+  void warm_up_locked(const Record& record) const noexcept;
   /// The record whose transfer has ended; null if it died meanwhile.
   Record* arrived_locked(uint64_t record_id) noexcept;
 
@@ -300,8 +302,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   const Options options_;
   // After warm-up, what a tensor that leaves and comes back needs of these takes no memory of the heap.
-  const CachedAllocator<Record> records_;
-  const CachedAllocator<Resident> residents_;
+  const SharedBlockCache records_;
+  const SharedBlockCache residents_;
   const CachedAllocator<Passage> passages_;
   const CachedAllocator<HostCopy> host_copy_objects_;
   Bytes min_bytes_;
@@ -324,7 +326,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::condition_variable changed_;  // some transfer has ended
   std::deque<DeviceTier> tiers_;     // a device each, the host device first; grows only
   DeviceTier& host_;                 // of CPU tensors
-  std::map<const void*, Resident*, std::less<>, CachedAllocator<std::pair<const void* const, Resident*>>> by_storage_;
+  StorageIndex by_storage_;
   IntrusiveList<Record> live_;
   // Records with a transfer under way, for its completion: an owning reference there could make an I/O thread the one
   // to end a record.
@@ -336,6 +338,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
       full_at_;  // what the spill tier held when it had no room; asked again when it holds less, or later
   std::chrono::steady_clock::time_point full_until_;
   bool staging_full_ = false;  // until returned memory dies
+  int64_t below_ = 0;          // records in kLower
   int64_t write_errors_ = 0;   // in a row
   std::string last_write_error_;
   Few<std::shared_ptr<DeviceStorage>> buried_;  // of writes that ended: dropped on the next caller's thread

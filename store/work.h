@@ -5,6 +5,7 @@
 #include <ebbtide/store/store_core.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -39,19 +40,16 @@ class StoreCore::Work {
   Work(const Work&) = delete;
   Work& operator=(const Work&) = delete;
 
-  bool empty() const noexcept {
-    return writes.empty() && reads.empty() && cancelled.empty() && demanded.empty() && dropped.empty() &&
-           exhumed.empty() && parted.empty() && copies_out.empty() && copies_in.empty() && sinks.empty() &&
-           lifts.empty() && cancelled_copies.empty();
-  }
+  bool empty() const noexcept { return dropped.empty() && exhumed.empty() && !orders_; }
   /// REQUIRES: the core's lock is not held. May be called once.
   void run();
 
   /// In a forked child: what is under way is the parent's.
   void leave_to_parent() noexcept {
-    cancelled.clear();
-    cancelled_copies.clear();
-    reads.clear();
+    if (!orders_) return;
+    orders_->cancelled.clear();
+    orders_->cancelled_copies.clear();
+    orders_->reads.clear();
   }
 
   struct Write {
@@ -68,22 +66,31 @@ class StoreCore::Work {
     CopyJobPtr job;
   };
 
-  Few<Part> parted;
-  Few<CopyOut> copies_out;
-  Few<CopyIn> copies_in;
-  std::vector<Sink> sinks;
-  std::vector<Read> lifts;
-  Few<CancelledCopy> cancelled_copies;
+  /// What transfers are begun for and ended.
+  struct Orders {
+    Few<Part> parted;
+    Few<CopyOut> copies_out;
+    Few<CopyIn> copies_in;
+    std::vector<Sink> sinks;
+    std::vector<Read> lifts;
+    Few<CancelledCopy> cancelled_copies;
+
+    std::vector<Write> writes;
+    std::vector<Read> reads;
+    std::vector<SpillTier::TransferId> cancelled;
+    std::vector<SpillTier::TransferId> demanded;
+  };
+  /// REQUIRES: one is given. Made when first asked for: most calls give none.
+  Orders& orders() { return orders_ ? *orders_ : orders_.emplace(); }
 
   Few<std::shared_ptr<Resident>> dropped;
   Few<std::shared_ptr<DeviceStorage>> exhumed;
-  std::vector<Write> writes;
-  std::vector<Read> reads;
-  std::vector<SpillTier::TransferId> cancelled;
-  std::vector<SpillTier::TransferId> demanded;
 
  private:
+  void run(const Orders& orders);
+
   StoreCore& core_;
+  std::optional<Orders> orders_;
 };
 
 }  // namespace ebbtide

@@ -199,7 +199,7 @@ PYBIND11_MODULE(_ebbtide, module) {
   module.def(
       "pack",
       [](Scope& scope, const at::Tensor& tensor) {
-        auto saved = std::make_unique<SavedTensor>(scope);
+        auto saved = SavedTensor::make(scope);
         saved->call_pack_hook(tensor);
         return HeldTensor{std::move(saved)};
       },
