@@ -1,6 +1,7 @@
 #include <ebbtide/pinned_pool/arena.h>
 
 #include <jemalloc/jemalloc.h>
+#include <sys/mman.h>
 
 #include <cassert>
 #include <cstring>
@@ -32,10 +33,15 @@ struct Arena::Hooks : extent_hooks_t {
   Arena* arena = nullptr;
 
   /// Hands over a ready slab. Refuses everything but whole slabs: jemalloc tries a failed growth again with the exact
-  /// size, and to grant that would fill the pool with tiny registrations.
+  /// size, and to grant that would fill the pool with tiny registrations. But for its own records, which it alone wants
+  /// aligned to a huge page: left to it, they would stay mapped for good when the arena is destroyed (opt.retain).
   static void* hand_over(extent_hooks_t* hooks, void* at, size_t size, size_t alignment, bool* zero, bool* commit,
                          unsigned) noexcept {
     Arena& arena = *static_cast<Hooks*>(hooks)->arena;
+    if (at == nullptr && alignment == kHugePage) {
+      *zero = *commit = true;
+      return map_aligned(size);
+    }
     if (at != nullptr || size != arena.slab_bytes_ || alignment > kHugePage) return nullptr;
     const std::lock_guard lock(arena.slabs_mutex_);
     for (auto& [data, held] : arena.held_) {
@@ -47,6 +53,17 @@ struct Arena::Hooks : extent_hooks_t {
       return held.slab.slab.data();
     }
     return nullptr;
+  }
+
+  /// Its records; slabs are not jemalloc's to unmap.
+  static bool unmap(extent_hooks_t* hooks, void* data, size_t size, bool, unsigned) noexcept {
+    const Arena& arena = *static_cast<Hooks*>(hooks)->arena;
+    {
+      const std::lock_guard lock(arena.slabs_mutex_);
+      const auto after = arena.held_.upper_bound(static_cast<std::byte*>(data));
+      if (after != arena.held_.begin() && data < std::prev(after)->first + arena.slab_bytes_) return true;
+    }
+    return ::munmap(data, size) != 0;
   }
 
   static bool may_split(extent_hooks_t*, void*, size_t, size_t, size_t, bool, unsigned) noexcept {
@@ -67,9 +84,10 @@ struct Arena::Hooks : extent_hooks_t {
 };
 
 Arena::Arena(size_t slab_bytes) : slab_bytes_(slab_bytes), hooks_(std::make_unique<Hooks>()) {
-  static_cast<extent_hooks_t&>(*hooks_) = {};  // what is null refuses: dalloc, decommit, purge
+  static_cast<extent_hooks_t&>(*hooks_) = {};  // what is null refuses: decommit, purge
   hooks_->arena = this;
   hooks_->alloc = &Hooks::hand_over;
+  hooks_->dalloc = &Hooks::unmap;
   hooks_->split = &Hooks::may_split;
   hooks_->merge = &Hooks::may_merge;
 }
@@ -81,7 +99,7 @@ Result<std::unique_ptr<Arena>> Arena::create(size_t slab_bytes) {
 }
 
 Status Arena::open_jemalloc_arena() {
-  ArenaConfig config{hooks_.get(), false};
+  ArenaConfig config{hooks_.get(), true};
   size_t index_bytes = sizeof index_;
   if (const int error =
           ebbtide_je_mallctl("experimental.arenas_create_ext", &index_, &index_bytes, &config, sizeof config)) {

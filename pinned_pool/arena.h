@@ -21,8 +21,8 @@ struct NumberedSlab {
   uint32_t number = 0;
 };
 
-/// Allocates inside slabs of one size on one node, all pushed in from outside: it maps nothing itself. jemalloc keeps
-/// its own metadata in ordinary memory.
+/// Allocates inside slabs of one size on one node, all pushed in from outside: it maps nothing itself, but for what
+/// jemalloc needs for its own metadata.
 ///
 /// Inside jemalloc's growth hook every thread of the arena would wait for pages to be pinned. So the hook only hands
 /// over a slab that is ready or refuses; the caller makes one, pushes it and tries again.

@@ -51,20 +51,26 @@ Status populate(std::byte* data, size_t bytes) {
 
 }  // namespace
 
-Result<Slab> Slab::map(size_t bytes) {
+std::byte* map_aligned(size_t bytes) noexcept {
   // mmap aligns to pages only: map a huge page more and cut both ends off.
   void* raw = ::mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) {
-    const int error = errno;
-    return Failure{FailureCode::kOverCapacity, error,
-                   "mmap of " + to_string(Bytes(static_cast<int64_t>(bytes))) + " failed: " + std::strerror(error)};
-  }
+  if (raw == MAP_FAILED) return nullptr;
   auto* start = static_cast<std::byte*>(raw);
   const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
   // Cutting can only fail when the process is out of mappings; what is left over is untouched address space.
   if (head != 0) (void)::munmap(start, head);
   (void)::munmap(start + head + bytes, kHugePage - head);
-  return Slab(start + head, bytes);
+  return start + head;
+}
+
+Result<Slab> Slab::map(size_t bytes) {
+  std::byte* data = map_aligned(bytes);
+  if (data == nullptr) {
+    const int error = errno;
+    return Failure{FailureCode::kOverCapacity, error,
+                   "mmap of " + to_string(Bytes(static_cast<int64_t>(bytes))) + " failed: " + std::strerror(error)};
+  }
+  return Slab(data, bytes);
 }
 
 Status Slab::prefault(const std::atomic<bool>* cancelled) {

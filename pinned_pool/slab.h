@@ -14,6 +14,9 @@ namespace ebbtide::pinned_pool {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
 
+/// Memory that nothing has touched, aligned to a huge page. `bytes`: a multiple of that. Null, and errno: there is none.
+std::byte* map_aligned(size_t bytes) noexcept;
+
 /// Mapped at a multiple of 2 MiB, bound to its node, backed by huge pages where the kernel has them, every page
 /// present, pinned if a registrar is given.
 ///
