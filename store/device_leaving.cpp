@@ -174,11 +174,12 @@ void StoreCore::part_locked(Record& record, const Resident& resident, Work& work
   LowerCopy& lower = record.lower_;
   if (lower.leaving) {
     auto storage = std::exchange(lower.leaving->storage, nullptr);
-    if (lower.out && !lower.out->finished())
-      work.orders().parted.push_back(
-          {*record.tier_->link, resident.stream, lower.out, lower.leaving, std::move(storage)});
-    else
+    if (lower.out && !lower.out->finished()) {
+      Few<Part>& parted = work.orders().parted;
+      parted.push_back({*record.tier_->link, resident.stream, lower.out, lower.leaving, std::move(storage)});
+    } else {
       work.exhumed.push_back(std::move(storage));
+    }
   }
   if (lower.returning) {  // unpacked on resident.stream, which came after the copy then
     work.exhumed.push_back(std::exchange(lower.returning->storage, nullptr));

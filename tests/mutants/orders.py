@@ -137,7 +137,7 @@ EXEMPT = (
         ),
     ),
     ("The same.", "store/device_returning.cpp", ("buried_.push_back(record->resident_->storage);",)),
-    ("The same, after the streams were told.", "store/work.cpp", ("parted.clear();", "dropped.clear();", "exhumed.clear();")),
+    ("The same, after the streams were told.", "store/work.cpp", ("orders_->parted.clear();", "dropped.clear();", "exhumed.clear();")),
     (
         "The same, for what no copy touches any more: a job that has ended, or memory whose stream came after the copy when it was unpacked.",
         "store/device_leaving.cpp",
