@@ -9,7 +9,6 @@
 namespace ebbtide {
 namespace {
 
-constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 /// First in, first out; keeps its memory when it is cleared.
@@ -36,11 +35,8 @@ class Simulator::Run {
  public:
   Run(const Profile& profile, const Machine& machine, const Budgets& budgets, uint32_t device);
   Simulated operator()(std::span<const Action> actions);
-  const std::vector<uint32_t>& order(std::span<const Action> actions) {
-    reset();
-    prepare(actions);
-    return order_;
-  }
+  std::vector<Action> became() const;
+  const std::vector<uint32_t>& order() const noexcept { return order_; }
 
  private:
   enum class Place : uint8_t {
@@ -49,7 +45,6 @@ class Simulator::Run {
     kResident,   // and stays so
     kLeaving,    // its copy out is under way
     kClean,      // a lower copy exists: may be dropped
-    kRedoable,   // may be dropped
     kReturning,  // memory is reserved for it
   };
   struct Fixed {       // of a record
@@ -62,13 +57,13 @@ class Simulator::Run {
   struct State {  // of a record, in one run
     Action action = Action::kKeep;
     Place place = Place::kUnborn;
+    bool needed = false;  // in `order_`
     bool dead = false;
-    bool left = false;        // it was dropped at least once
-    bool in_host = false;     // its copy holds host memory until it dies
-    bool read = false;        // from the disk below a link, or about to be
-    uint32_t needed = kNone;  // place in `order_`
-    uint32_t uses = 0;        // redos still to come that read it
-    double ready = 0;         // from then on the copy in may begin; of what is spilled, its read
+    bool left = false;     // it was dropped at least once
+    bool in_host = false;  // its copy holds host memory until it dies
+    bool read = false;     // from the disk below a link, or about to be
+    uint32_t uses = 0;     // redos still to come that read it
+    double ready = 0;      // from then on the copy in may begin; of what is spilled, its read
     double arrives = 0;
   };
   struct Leaving {
@@ -100,10 +95,11 @@ class Simulator::Run {
   void pump_reads();
   void squeeze_in();
   void reserve(uint32_t record);
-  void start_read(uint32_t record);
+  bool start_read(uint32_t record, bool squeezed = false);
   void take_in_host(int64_t bytes) noexcept;
   bool make_room(int64_t bytes);
-  bool drop_first(Fifo<uint32_t>& from, Place place);
+  bool drop_oldest();
+  void drop(uint32_t record);
   void hold(int64_t bytes) noexcept;
 
   const Budgets budgets_;
@@ -129,7 +125,8 @@ class Simulator::Run {
   int64_t host_ = 0, spilled_ = 0;
   Fifo<Leaving> leaving_;
   Fifo<HostFree> writes_, arrivals_;
-  Fifo<uint32_t> clean_, redoable_;
+  Fifo<uint32_t> clean_;
+  std::optional<uint32_t> passing_;  // just packed, and to be redone: gone at the next step
   Simulated result_;
 };
 
@@ -173,6 +170,7 @@ Simulated Simulator::Run::operator()(std::span<const Action> actions) {
   for (size_t i = 0; i < steps_.size(); ++i) {
     const ProfiledStep& step = steps_[i];
     advance(step.at + delay_);
+    if (passing_) drop(*std::exchange(passing_, std::nullopt));
     switch (step.what) {
       case ProfiledStep::What::kPack:
         pack(step.record);
@@ -187,9 +185,13 @@ Simulated Simulator::Run::operator()(std::span<const Action> actions) {
     }
   }
   result_.step_s = seconds_ + delay_;
-  result_.became.resize(states_.size());
-  for (size_t i = 0; i < states_.size(); ++i) result_.became[i] = states_[i].left ? states_[i].action : Action::kKeep;
   return result_;
+}
+
+std::vector<Action> Simulator::Run::became() const {
+  std::vector<Action> actions(states_.size());
+  for (size_t i = 0; i < actions.size(); ++i) actions[i] = states_[i].left ? states_[i].action : Action::kKeep;
+  return actions;
 }
 
 void Simulator::Run::reset() {
@@ -206,7 +208,7 @@ void Simulator::Run::reset() {
   writes_.clear();
   arrivals_.clear();
   clean_.clear();
-  redoable_.clear();
+  passing_.reset();
   result_ = Simulated();
 }
 
@@ -225,22 +227,28 @@ void Simulator::Run::prepare(std::span<const Action> actions) {
   }
 }
 
-void Simulator::Run::need(uint32_t record) {
-  path_.emplace_back(record, fixed_[record].first_input);
+void Simulator::Run::need(uint32_t wanted) {
+  const auto settle = [&](uint32_t record) {
+    State& state = states_[record];
+    if (state.needed || state.action == Action::kKeep) return true;
+    if (state.action == Action::kRecompute && fixed_[record].first_input != fixed_[record].last_input) return false;
+    state.needed = true;
+    order_.push_back(record);
+    return true;
+  };
+  if (settle(wanted)) return;
+  path_.emplace_back(wanted, fixed_[wanted].first_input);
   while (!path_.empty()) {
-    auto& [at, next_input] = path_.back();
-    State& state = states_[at];
-    if (state.needed != kNone || state.action == Action::kKeep) {
+    auto& [record, next_input] = path_.back();
+    if (next_input == fixed_[record].last_input) {
+      states_[record].needed = true;
+      order_.push_back(record);
       path_.pop_back();
-    } else if (state.action == Action::kRecompute && next_input != fixed_[at].last_input) {
-      const uint32_t input = inputs_[next_input++];
-      ++states_[input].uses;
-      path_.emplace_back(input, fixed_[input].first_input);
-    } else {
-      state.needed = static_cast<uint32_t>(order_.size());
-      order_.push_back(at);
-      path_.pop_back();
+      continue;
     }
+    const uint32_t input = inputs_[next_input++];
+    ++states_[input].uses;
+    if (!settle(input)) path_.emplace_back(input, fixed_[input].first_input);
   }
 }
 
@@ -257,12 +265,10 @@ void Simulator::Run::pack(uint32_t record) {
   }
   hold(bytes);
   state.place = Place::kResident;
-  if (state.action == Action::kRecompute) {
-    state.place = Place::kRedoable;
-    redoable_.push(record);
-  } else if (state.action != Action::kKeep) {
+  if (state.action == Action::kRecompute)
+    passing_ = record;
+  else if (state.action != Action::kKeep)
     leave(record);
-  }
 }
 
 /// It stays where the tiers below have no room and none can come.
@@ -410,7 +416,8 @@ void Simulator::Run::pump() {
     State& state = states_[record];
     if (state.place == Place::kUnborn) return;
     if (state.place == Place::kAway) {
-      if (state.action == Action::kSpill && has_host_ && !state.read) return;
+      // It was passed over as long as it was still there.
+      if (state.action == Action::kSpill && has_host_ && !state.read && !start_read(record)) return;
       if (!make_room(fixed_[record].held)) return;
       reserve(record);
     } else {
@@ -424,18 +431,20 @@ void Simulator::Run::pump_reads() {
     const uint32_t record = order_[next_read_];
     const State& state = states_[record];
     if (state.action != Action::kSpill || state.place != Place::kAway || state.read) continue;
-    if (host_ + fixed_[record].moved > budgets_.host.count()) return;
-    start_read(record);
+    if (!start_read(record)) return;
   }
 }
 
-void Simulator::Run::start_read(uint32_t record) {
+/// Whether host memory has room for it.
+bool Simulator::Run::start_read(uint32_t record, bool squeezed) {
   State& state = states_[record];
   const int64_t bytes = fixed_[record].moved;
+  if (!squeezed && host_ + bytes > budgets_.host.count()) return false;
   take_in_host(bytes);
   state.read = true;
   state.ready = disk_->push_in(std::max(now_, state.ready), static_cast<double>(bytes));
   result_.read += Bytes(bytes);
+  return true;
 }
 
 void Simulator::Run::reserve(uint32_t record) {
@@ -453,29 +462,33 @@ void Simulator::Run::reserve(uint32_t record) {
 void Simulator::Run::squeeze_in() {
   const uint32_t record = order_[next_item_];
   const State& state = states_[record];
-  if (state.action == Action::kSpill && has_host_ && !state.read) return start_read(record);
+  if (state.action == Action::kSpill && has_host_ && !state.read) {
+    start_read(record, /*squeezed=*/true);
+    return;
+  }
   reserve(record);
   ++next_item_;
 }
 
 bool Simulator::Run::make_room(int64_t bytes) {
   while (held_ + bytes > budgets_.device.count())
-    if (!drop_first(redoable_, Place::kRedoable) && !drop_first(clean_, Place::kClean)) return false;
+    if (!drop_oldest()) return false;
   return true;
 }
 
-bool Simulator::Run::drop_first(Fifo<uint32_t>& from, Place place) {
-  while (!from.empty()) {
-    const uint32_t record = from.front();
-    from.pop();
-    State& state = states_[record];
-    if (state.place != place) continue;
-    state.place = Place::kAway;
-    state.left = true;
-    held_ -= fixed_[record].held;
+bool Simulator::Run::drop_oldest() {
+  for (; !clean_.empty(); clean_.pop()) {
+    if (states_[clean_.front()].place != Place::kClean) continue;
+    drop(clean_.front());
     return true;
   }
   return false;
+}
+
+void Simulator::Run::drop(uint32_t record) {
+  states_[record].place = Place::kAway;
+  states_[record].left = true;
+  held_ -= fixed_[record].held;
 }
 
 void Simulator::Run::hold(int64_t bytes) noexcept {
@@ -492,8 +505,12 @@ Simulated Simulator::run(std::span<const Action> actions) {
   return (*run_)(actions);
 }
 
-std::vector<uint32_t> Simulator::return_order(std::span<const Action> actions) {
-  return run_->order(actions);
+std::vector<Action> Simulator::became() const {
+  return run_->became();
+}
+
+std::vector<uint32_t> Simulator::return_order() const {
+  return run_->order();
 }
 
 }  // namespace ebbtide

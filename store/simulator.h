@@ -29,15 +29,14 @@ struct Simulated {
   double copying_s = 0;    ///< taken from the computation by what a disk moves
   Bytes device_peak;       ///< of what counts in the budget
   Bytes host_peak;
-  Bytes moved_out, moved_in;   ///< over the link
-  Bytes written, read;         ///< of the disk
-  int64_t squeezed = 0;        ///< times that no room could come and some was taken over a budget
-  std::vector<Action> became;  ///< what was to leave and never had to was kept
+  Bytes moved_out, moved_in;  ///< over the link
+  Bytes written, read;        ///< of the disk
+  int64_t squeezed = 0;       ///< times that no room could come and some was taken over a budget
 };
 
 /// Plays a pass on a machine. One compute stream runs the profile's steps in order. Copies out are in order of packing
-/// and begin at the pack; copies in are in order of first need. Memory of what has left is let go of when the budget
-/// needs it, the oldest first. In the backward all memory, also that of redos, is reserved in order of first need, ahead
+/// and begin at the pack; copies in are in order of first need. What is to be redone is let go of at the step after its
+/// pack; what has a lower copy when the budget needs its memory, the oldest first. In the backward all memory, also that of redos, is reserved in order of first need, ahead
 /// as far as the budget goes. (Without that order what is fetched ahead could take the memory that the next redo waits
 /// for.) A step that finds no room waits for copies out; where none is under way it takes what it needs, over the
 /// budget.
@@ -56,8 +55,10 @@ class EBBTIDE_API Simulator {
   /// keeping it. Time: linear in the profile's steps.
   Simulated run(std::span<const Action> actions);
 
-  /// What comes back or is redone, in order of first need.
-  std::vector<uint32_t> return_order(std::span<const Action> actions);
+  /// Of the last run: its actions, but kKeep for what never left, since the budget had room for it to the end.
+  std::vector<Action> became() const;
+  /// Of the last run: what comes back or is redone, in order of first need.
+  std::vector<uint32_t> return_order() const;
 
  private:
   class Run;
