@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <span>
+
 namespace torch::nn {
 class Module;
 }
@@ -14,6 +16,13 @@ namespace ebbtide {
 
 /// A tensor that never moves, nor any view of its storage.
 EBBTIDE_API void attach_tensor(Store& store, const at::Tensor& tensor);
+
+/// Who attached the model calls before_parameters_change() whenever its parameters are about to change between a forward
+/// and its backward, as an optimizer's step may do: then recipes may read them again, see ParameterTrust.
+EBBTIDE_API void announce_parameter_changes(StoreCore& core);
+enum class ChangedBy { kOptimizer, kOther };
+/// May wait for room. Errors: SpillError, CorruptTensor, OutOfBudget.
+EBBTIDE_API void before_parameters_change(StoreCore& core, std::span<const at::Tensor> parameters, ChangedBy who);
 
 /// All parameters and buffers of a module and its submodules. What `store.attach(*net)` calls.
 EBBTIDE_API void attach_module(Store& store, const torch::nn::Module& module);

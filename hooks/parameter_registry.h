@@ -3,7 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <cstdint>
 
 #include <atomic>
 #include <mutex>
@@ -18,12 +22,25 @@ class ParameterRegistry {
   void add(const at::Tensor& tensor);
   bool contains(const c10::StorageImpl& storage) const;
 
+  /// Takes down at which versions they are: a forward begins on this thread.
+  void take_down_versions();
+  /// Whether the op of `node`, on the thread of the last take_down_versions(), read `parameter` as it is now: it was not
+  /// written to since, and the op ran after that. (Torch counts no writes through .data.)
+  bool unchanged_since(const torch::autograd::Node& node, const at::Tensor& parameter) const;
+
  private:
+  struct Known {
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+    c10::VariableVersion version;
+    uint32_t taken_down = 0;
+  };
   static constexpr size_t kLeastToPrune = 1024;
 
   std::atomic<bool> empty_{true};
   mutable std::mutex mutex_;
-  std::unordered_map<const c10::StorageImpl*, c10::weak_intrusive_ptr<c10::StorageImpl>> storages_;
+  std::unordered_map<const c10::StorageImpl*, Known> storages_;
+  uint64_t thread_ = 0;  // of the last take_down_versions()
+  uint64_t sequence_ = 0;
   size_t prune_at_ = kLeastToPrune;
 };
 

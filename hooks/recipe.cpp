@@ -9,6 +9,9 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <algorithm>
 #include <chrono>
 #include <string>
@@ -17,23 +20,36 @@
 namespace ebbtide {
 namespace {
 
-void for_each_record(const Step& step, const std::function<void(const Operand&)>& visit) {
+void for_each_operand(const Step& step, const std::function<void(const Operand&)>& visit) {
   for (const Operand& operand : step.operands) {
-    if (operand.record) visit(operand);
-    if (operand.step) for_each_record(*operand.step, visit);
+    visit(operand);
+    if (operand.step) for_each_operand(*operand.step, visit);
   }
 }
 
 std::vector<std::shared_ptr<Record>> records_of(const Step& step) {
   std::vector<std::shared_ptr<Record>> records;
-  for_each_record(step, [&](const Operand& operand) {
-    if (std::ranges::find(records, operand.record) == records.end()) records.push_back(operand.record);
+  for_each_operand(step, [&](const Operand& operand) {
+    if (operand.record && std::ranges::find(records, operand.record) == records.end())
+      records.push_back(operand.record);
   });
   return records;
 }
 
+/// A storage that was made smaller (FSDP2 frees parameters so) must not be read.
+bool readable(const Operand& operand) noexcept {
+  return !operand.parameter || operand.parameter.nbytes() >= static_cast<size_t>(operand.view.end().count());
+}
+
 bool unchanged(const Operand& operand) noexcept {
-  return !operand.version.enabled() || operand.version.current_version() == operand.saved_version;
+  return !operand.version.enabled() ||
+         (operand.version.current_version() == operand.saved_version && readable(operand));
+}
+
+bool any_costly(const Step& step) {
+  return step.costly || std::ranges::any_of(step.operands, [](const Operand& operand) {
+           return operand.step && any_costly(*operand.step);
+         });
 }
 
 at::Tensor run_step(const Step& step, RedoCache& cache) {
@@ -53,24 +69,64 @@ TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std:
       step_(std::move(step)),
       result_(result),
       cache_(std::move(cache)),
-      threads_(at::get_num_threads()) {}
+      threads_(at::get_num_threads()),
+      cheap_(!any_costly(step_)) {}
 
 bool TorchRecipe::inputs_unchanged() const noexcept {
   bool all = true;
-  for_each_record(step_, [&](const Operand& operand) { all &= unchanged(operand); });
+  for_each_operand(step_, [&](const Operand& operand) { all &= unchanged(operand); });
   return all;
 }
 
+std::vector<const c10::StorageImpl*> TorchRecipe::parameters() const {
+  std::vector<const c10::StorageImpl*> all;
+  for_each_operand(step_, [&](const Operand& operand) {
+    if (operand.parameter) all.push_back(operand.parameter.unsafeGetStorageImpl());
+  });
+  return all;
+}
+
+void TorchRecipe::expect(const c10::Storage& made) {
+  fingerprint_ = XXH3_64bits(made.data(), made.nbytes());
+}
+
+/// Records were unchanged when the bytes were let go of, and nobody else held them then: a backward wrote to what it
+/// unpacked. Parameters are others' to write to at any time.
+void TorchRecipe::check_inputs() const {
+  for_each_operand(step_, [&](const Operand& operand) {
+    if (unchanged(operand)) return;
+    TORCH_CHECK(!operand.parameter, "ebbtide: the result of ", step_.op, " that a node saved was to be computed again ",
+                "from a parameter of shape ", operand.view.sizes(), ", which was modified after the forward by ",
+                "something else than an optimizer", readable(operand) ? "" : " (its storage was resized)",
+                ": it is at version ", operand.version.current_version(), "; expected version ", operand.saved_version,
+                " instead. Modify parameters after the backward, or open the store with recompute=False.");
+    TORCH_CHECK(false, "ebbtide: a tensor that was saved for the backward was modified by an inplace operation in the ",
+                "backward, and ", step_.op, " cannot be computed again from it. ",
+                "Open the store with recompute=False for this model.");
+  });
+}
+
 std::shared_ptr<TorchStorage> TorchRecipe::run() const {
-  // They were when the bytes were let go of, and nobody else held them then: a backward wrote to what it unpacked.
-  TORCH_CHECK(inputs_unchanged(), "ebbtide: a tensor that was saved for the backward was modified by an inplace ",
-              "operation in the backward, and ", step_.op, " cannot be computed again from it. ",
-              "Open the store with recompute=False for this model.");
+  check_inputs();
   const RedoEnvironment environment(result_.device(), threads_);
   const at::Tensor made = run_step(step_, *cache_);
   if (!ViewOfStorage(made).same_layout(result_) || made.storage().use_count() != 1)
     throw CorruptTensor(std::string("a saved tensor that ") + step_.op + " made came out in another layout this time");
+  TORCH_CHECK(!fingerprint_ || XXH3_64bits(made.storage().data(), made.storage().nbytes()) == *fingerprint_,
+              "ebbtide: the result of ", step_.op, " that a node saved was computed again, and came out with other ",
+              "bytes: a parameter, or how torch computes, was modified after the forward in a way that torch does not ",
+              "tell, such as a write through .data. Modify parameters after the backward, or open the store with ",
+              "recompute=False.");
   return std::make_shared<TorchStorage>(made.storage());
+}
+
+TimedRedo::TimedRedo(const TorchRecipe& recipe) {
+  const double before = std::exchange(spent_within, 0);
+  const auto began = std::chrono::steady_clock::now();
+  storage = recipe.run();
+  const double all = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  seconds = all - spent_within;
+  spent_within = before + all;
 }
 
 at::Tensor value_of(const Operand& operand, RedoCache& cache) {
@@ -81,6 +137,7 @@ at::Tensor value_of(const Operand& operand, RedoCache& cache) {
     cache.keep(operand.step->result, value);
     return value;
   }
+  if (operand.parameter) return operand.view.over(operand.parameter, Bytes(0), operand.version);
   if (!operand.record) return operand.copy;
   const StorageOfRecord found = storage_of(*operand.record, operand.view.device(), StoreCore::AskedBy::kRedo);
   return operand.view.over(found.storage->storage(), found.origin, operand.version);
@@ -97,12 +154,8 @@ StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedB
   spent_within += unpacked.waited_s;
   std::shared_ptr<DeviceStorage> storage = unpacked.storage;
   if (unpacked.recipe) {
-    const double before = std::exchange(spent_within, 0);
-    const auto began = std::chrono::steady_clock::now();
-    auto made = static_cast<const TorchRecipe&>(*unpacked.recipe).run();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    storage = core.redone(record, std::move(made), stream, seconds - spent_within);
-    spent_within = before + seconds;
+    TimedRedo made(static_cast<const TorchRecipe&>(*unpacked.recipe));
+    storage = core.redone(record, std::move(made.storage), stream, made.seconds);
     return {std::static_pointer_cast<TorchStorage>(storage), unpacked.recipe->begin()};
   }
   if (!storage) storage = core.adopt(record, unpacked.memory, TorchStorage::over(unpacked.memory));

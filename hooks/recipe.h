@@ -9,12 +9,15 @@
 #include <ebbtide/store/store_core.h>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <atomic>
 #include <compare>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -34,10 +37,11 @@ struct ResultId {
   }
 };
 
-/// A tensor that a step reads: a view of a record at the version at which it was saved, what another step makes, a copy
-/// of the recipe's own, or nothing (an optional argument).
+/// A tensor that a step reads: a view of a record or of a parameter, at the version at which it was saved or found, what
+/// another step makes, a copy of the recipe's own, or nothing (an optional argument).
 struct Operand {
   std::shared_ptr<Record> record;
+  c10::Storage parameter;  ///< lives on if another is put in its place
   ViewOfStorage view;
   c10::VariableVersion version;
   uint32_t saved_version = 0;
@@ -53,6 +57,7 @@ using Redo = std::function<at::Tensor(std::span<const at::Tensor>)>;
 /// One op with all that it needs to be run again.
 struct Step {
   const char* op = nullptr;  ///< as RecipeRow::name
+  bool costly = false;       ///< as RecipeRow::costly
   ResultId result;
   std::vector<Operand> operands;
   Redo redo;
@@ -60,7 +65,8 @@ struct Step {
 
 /// A step whose result is a whole storage.
 /// Bits: kernels round by the number of threads and by strides. The first is set for the redo, and what does not come
-/// out with the strides of the tensor that was saved is an error.
+/// out with the strides of the tensor that was saved is an error. So is what was made of parameters and has another
+/// fingerprint: torch does not see writes through .data.
 class EBBTIDE_API TorchRecipe final : public Recipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as
@@ -68,16 +74,42 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
   TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache);
 
   bool inputs_unchanged() const noexcept override;
+  bool cheap() const noexcept override { return cheap_; }
+  std::optional<double> seconds() const noexcept override { return seconds_; }
+  /// REQUIRES: the recipe is not shared yet.
+  void takes(std::optional<double> seconds) noexcept { seconds_ = seconds; }
+
+  /// The storages of the parameters that it reads.
+  std::vector<const c10::StorageImpl*> parameters() const;
+  /// On trial no more: an optimizer changes what it reads.
+  void retire() const noexcept { retired_ = true; }
+  bool retired() const noexcept { return retired_; }
+  /// What a redo must make from now on. REQUIRES: host memory; the recipe is not shared yet.
+  void expect(const c10::Storage& made);
 
   /// Runs the op, on the current streams. Errors: those of unpacking its inputs; RuntimeError for an input that was
   /// written to.
   std::shared_ptr<TorchStorage> run() const;
 
  private:
+  void check_inputs() const;
+
   const Step step_;
   const ViewOfStorage result_;
   const std::shared_ptr<RedoCache> cache_;
   const int threads_;
+  const bool cheap_;
+  std::optional<double> seconds_;
+  std::optional<uint64_t> fingerprint_;
+  mutable std::atomic<bool> retired_{false};
+};
+
+/// What a redo made, and what this thread spent on it alone: redos that it asked for as its inputs are counted by
+/// themselves. Errors: as TorchRecipe::run().
+struct TimedRedo {
+  std::shared_ptr<TorchStorage> storage;
+  double seconds = 0;
+  explicit TimedRedo(const TorchRecipe& recipe);
 };
 
 /// What an operand stands for now; undefined for one that is absent.

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <unordered_set>
 #include <utility>
 
 namespace ebbtide {
@@ -66,43 +67,118 @@ void RecipeBook::note(const Packed& packed) {
   prune_at_ = std::max(kLeastToPrune, 2 * holders_.size());
 }
 
-void RecipeBook::packed(StoreCore& core, const Packed& packed, bool needs_none) {
+std::shared_ptr<const TorchRecipe> RecipeBook::packed(StoreCore& core, const Packed& packed, bool needs_none) {
   if (packed.version == 0 && packed.tensor.unsafeGetTensorImpl()->version_counter().enabled()) note(packed);
-  if (needs_none) return;
+  if (needs_none) return nullptr;
   const at::Tensor result = result_behind(packed);
-  if (!result.defined()) return;
+  if (!result.defined()) return nullptr;
   const auto node = result.grad_fn();
-  if (recipe_row(*node) == nullptr || recipe_row(*node)->is_view) return;
+  const RecipeRow* row = recipe_row(*node);
+  if (row == nullptr || row->is_view || (row->costly && !core.uses_costly_recipes())) return nullptr;
   const RedoEnvironment environment(result.device(), at::get_num_threads());
-  RecipeSearch search(*this, result);
+  RecipeSearch search(*this, result, core.uses_costly_recipes());
   std::optional<Step> step = search.run();
-  if (!step) return;
+  if (!step) return nullptr;
   auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
-  if (judge(core, packed, result, *recipe, search.site(), !search.sound()) == Verdict::kEqual)
-    core.offer_recipe(*packed.record, std::move(recipe));
+  const bool rests_on_parameters = !recipe->parameters().empty();
+  const bool has_fingerprint = result.device().is_cpu() && (rests_on_parameters || !recipe->cheap());
+  // To compare a costly one each time would cost as much as the op: it is taken on trust, and tried out, as what rests
+  // on parameters is.
+  const bool taken_on_trust = has_fingerprint && !search.sound() && !recipe->cheap() && trust_.possible();
+  if (judge(core, packed, result, *recipe, search.site(), !search.sound() && !taken_on_trust) != Verdict::kEqual)
+    return nullptr;
+  if (has_fingerprint) recipe->expect(result.storage());
+  if (rests_on_parameters) watch(packed, recipe);
+  if ((rests_on_parameters || taken_on_trust) && !trust_.earned()) return recipe;
+  core.offer_recipe(*packed.record, std::move(recipe));
+  return nullptr;
+}
+
+bool RecipeBook::may_read(const at::Tensor& parameter) const {
+  return trust_.possible() && is_plain(parameter) && parameter.storage_offset() == 0 &&
+         parameter.is_non_overlapping_and_dense() && parameter.nbytes() == parameter.storage().nbytes() &&
+         parameters_.contains(*parameter.storage().unsafeGetStorageImpl());
+}
+
+void RecipeBook::watch(const Packed& packed, const std::shared_ptr<const TorchRecipe>& recipe) {
+  std::lock_guard lock(mutex_);
+  resting_.push_back({packed.record, recipe, packed.tensor.device()});
+  if (resting_.size() < prune_resting_at_) return;
+  std::erase_if(resting_, [](const Resting& resting) { return resting.recipe.expired(); });
+  prune_resting_at_ = std::max(kLeastToPrune, 2 * resting_.size());
+}
+
+void RecipeBook::try_out(StoreCore& core, const TorchRecipe& recipe) {
+  if (recipe.retired() || !trust_.possible()) return;
+  try {
+    recipe.run();
+    trust_.held();
+  } catch (const std::exception&) {
+    trust_.failed();
+    core.note_unequal_redo(recipe.op());
+  }
+}
+
+void RecipeBook::backward_ended() {
+  cache_->clear();
+  trust_.backward_ended();
+}
+
+void RecipeBook::before_change(StoreCore& core, std::span<const at::Tensor> parameters) {
+  std::unordered_set<const c10::StorageImpl*> changing;
+  for (const at::Tensor& parameter : parameters)
+    if (parameter.defined() && parameter.has_storage()) changing.insert(parameter.storage().unsafeGetStorageImpl());
+  struct Affected {
+    std::shared_ptr<Record> record;
+    std::shared_ptr<const TorchRecipe> recipe;
+    c10::Device device;
+  };
+  std::vector<Affected> affected;
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(resting_, [&](const Resting& resting) {
+      auto recipe = resting.recipe.lock();
+      auto record = resting.record.lock();
+      if (!recipe || !record) return true;
+      const auto read = recipe->parameters();
+      if (std::ranges::none_of(read, [&](const auto* storage) { return changing.contains(storage); })) return false;
+      affected.push_back({std::move(record), std::move(recipe), resting.device});
+      return true;
+    });
+  }
+  for (const auto& [record, recipe, device] : affected) {
+    recipe->retire();
+    if (!core.give_recipe_up(*record)) continue;
+    (void)storage_of(*record, device);
+    core.let_leave(*record);
+  }
 }
 
 /// `every_time`: that it was equal at this site before says nothing.
 RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, const at::Tensor& result,
-                                      const TorchRecipe& recipe, const std::string& site, bool every_time) {
+                                      TorchRecipe& recipe, const std::string& site, bool every_time) {
   const bool on_host = result.device().is_cpu();
   std::optional<Pending> pending;
   {
     std::lock_guard lock(mutex_);
     if (sites_.size() >= kMostSites) sites_.clear();  // shapes that never come back
     const Site& known = sites_[site];
+    recipe.takes(known.seconds);
     if (known.verdict == Verdict::kUnequal || (every_time && !on_host)) return Verdict::kUnequal;
     if (known.verdict == Verdict::kEqual && !every_time) return Verdict::kEqual;
     pending = known.pending;
   }
   Verdict verdict = Verdict::kUnequal;
+  std::optional<double> seconds;
   try {
     if (pending) {
       const Result<bool> compared = pending->device->passed(pending->compared);
       if (compared.ok() && !compared.value()) return Verdict::kNotYet;
       if (compared.ok() && !*pending->differs.const_data_ptr<bool>()) verdict = Verdict::kEqual;
     } else {
-      const auto made = recipe.run();
+      const TimedRedo redo(recipe);
+      const auto& made = redo.storage;
+      if (on_host) seconds = redo.seconds;
       const c10::Storage& saved = result.storage();
       const bool as_long = made->storage().nbytes() == saved.nbytes();
       if (as_long && !on_host) {
@@ -116,7 +192,8 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
   }
   if (verdict == Verdict::kUnequal) core.note_unequal_redo(recipe.op());
   std::lock_guard lock(mutex_);
-  sites_[site] = {.verdict = verdict, .pending = std::nullopt};
+  sites_[site] = {.verdict = verdict, .pending = std::nullopt, .seconds = seconds};
+  recipe.takes(seconds);
   return verdict;
 }
 

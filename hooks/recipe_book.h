@@ -1,6 +1,8 @@
 // How the recipe of a saved tensor is found while it is packed.
 #pragma once
 
+#include <ebbtide/hooks/parameter_registry.h>
+#include <ebbtide/hooks/parameter_trust.h>
 #include <ebbtide/hooks/recipe.h>
 #include <ebbtide/hooks/redo_cache.h>
 #include <ebbtide/hooks/view_of_storage.h>
@@ -15,8 +17,10 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 namespace ebbtide {
 
@@ -27,6 +31,9 @@ namespace ebbtide {
 /// Threads: all methods from any.
 class RecipeBook {
  public:
+  /// `parameters`: those that recipes may read, and whose changes are announced. Lives as long.
+  explicit RecipeBook(const ParameterRegistry& parameters) : parameters_(parameters) {}
+
   struct Packed {
     const at::Tensor& tensor;
     const std::shared_ptr<Record>& record;
@@ -36,8 +43,23 @@ class RecipeBook {
     const std::shared_ptr<Device>& device;  ///< an accelerator's
     StreamId stream = kHostStream;          ///< current at the pack
   };
-  /// Takes note of whose result was packed, and offers its recipe to the store if it has one and needs one.
-  void packed(StoreCore& core, const Packed& packed, bool needs_none);
+  /// Takes note of whose result was packed, and offers its recipe to the store if it has one and needs
+  /// one. A recipe that is on trial
+  /// is returned, see try_out().
+  std::shared_ptr<const TorchRecipe> packed(StoreCore& core, const Packed& packed, bool needs_none);
+  /// The bytes that a recipe on trial is to make are asked for: does it make them?
+  void try_out(StoreCore& core, const TorchRecipe& recipe);
+  void backward_ended();
+
+  ParameterTrust& trust() noexcept { return trust_; }
+  bool may_read(const at::Tensor& parameter) const;
+  /// As ParameterRegistry::unchanged_since().
+  bool unchanged_since(const torch::autograd::Node& node, const at::Tensor& parameter) const {
+    return parameters_.unchanged_since(node, parameter);
+  }
+  /// These are about to be written to: what rests on them is made again now and leaves as bytes. May wait for room.
+  /// Errors: as storage_of.
+  void before_change(StoreCore& core, std::span<const at::Tensor> parameters);
 
   /// The record of a result that nobody has written to since it was made; none where it is not known.
   std::optional<Operand> find(const ResultId& result) const;
@@ -61,10 +83,19 @@ class RecipeBook {
   struct Site {
     Verdict verdict = Verdict::kNotYet;
     std::optional<Pending> pending;
+    std::optional<double> seconds;  // of a redo on the host
+  };
+
+  /// Rests on parameters.
+  struct Resting {
+    std::weak_ptr<Record> record;
+    std::weak_ptr<const TorchRecipe> recipe;
+    c10::Device device;
   };
 
   void note(const Packed& packed);
-  Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, const TorchRecipe& recipe,
+  void watch(const Packed& packed, const std::shared_ptr<const TorchRecipe>& recipe);
+  Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, TorchRecipe& recipe,
                 const std::string& site, bool every_time);
   void compare_on_device(const Packed& packed, const c10::Storage& made, const c10::Storage& saved,
                          const std::string& site);
@@ -72,11 +103,15 @@ class RecipeBook {
   static constexpr size_t kLeastToPrune = 1024;
   static constexpr size_t kMostSites = 8192;
 
+  const ParameterRegistry& parameters_;
+  ParameterTrust trust_;
   const std::shared_ptr<RedoCache> cache_ = std::make_shared<RedoCache>();
   mutable std::mutex mutex_;
   std::map<ResultId, Holder> holders_;
   size_t prune_at_ = kLeastToPrune;
   std::unordered_map<std::string, Site> sites_;
+  std::vector<Resting> resting_;
+  size_t prune_resting_at_ = kLeastToPrune;
 };
 
 }  // namespace ebbtide

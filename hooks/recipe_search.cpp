@@ -5,8 +5,10 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -34,6 +36,12 @@ struct MutexOf {
 template struct MutexOf<&Node::mutex_>;
 std::mutex& mutex_in(Node& node);
 
+/// Whether a redo, in memory of torch's allocator, reads it at the alignment at which it lay.
+bool aligned(const Operand& operand) {
+  if (operand.step) return std::ranges::all_of(operand.step->operands, aligned);
+  return !operand.record || operand.view.remainder() == 0;
+}
+
 bool is_number(const at::Tensor& tensor) {
   return tensor.defined() && tensor.unsafeGetTensorImpl()->is_wrapped_number();
 }
@@ -43,8 +51,10 @@ bool is_number(const at::Tensor& tensor) {
 /// One op of the search.
 class RecipeSearch::Level final : public Ingredients {
  public:
-  Level(RecipeSearch& search, Node& node, std::optional<at::IntArrayRef> strides, int depth)
-      : search_(search), node_(node), strides_(strides), depth_(depth) {
+  /// `same_bytes`: what this op makes is, as bytes, the result that is searched for.
+  Level(RecipeSearch& search, Node& node, const RecipeRow& row, std::optional<at::IntArrayRef> strides, int depth,
+        bool same_bytes)
+      : search_(search), node_(node), row_(row), strides_(strides), depth_(depth), same_bytes_(same_bytes) {
     const auto& metadata = node.input_metadata(0);
     dtype_ = c10::typeMetaToScalarType(metadata.dtype());
     device_ = metadata.device();
@@ -116,8 +126,8 @@ class RecipeSearch::Level final : public Ingredients {
   }
 
   void take(Operand operand) {
-    if (operand.record) {
-      scalar('R');
+    if (operand.record || operand.parameter) {
+      scalar(operand.record ? 'R' : 'P');
       note_geometry(operand.view.sizes(), c10::typeMetaToScalarType(operand.view.dtype()));
       note_geometry(operand.view.strides(), dtype_);
       scalar(operand.view.offset());
@@ -147,15 +157,26 @@ class RecipeSearch::Level final : public Ingredients {
       operand = saved->operand();
       return Found::kYes;
     }
-    return copy(saved->passed_through(), operand) ? Found::kYes : Found::kUnusable;
+    const at::Tensor& tensor = saved->passed_through();
+    return copy(tensor, operand) || parameter(tensor, operand) ? Found::kYes : Found::kUnusable;
   }
 
   /// A small tensor may change before the redo: the recipe reads a copy.
   bool copy(const at::Tensor& tensor, Operand& operand) const {
     if (!is_plain(tensor) || tensor.device() != device_ || tensor.is_complex()) return false;
     if (static_cast<int64_t>(tensor.nbytes()) > search_.largest_copy_.count()) return false;
+    if (row_.costly && ViewOfStorage(tensor).remainder() != 0) return false;
     operand.copy = tensor.clone();
     return operand.copy.strides() == tensor.strides();
+  }
+
+  bool parameter(const at::Tensor& tensor, Operand& operand) const {
+    if (!device_.is_cpu() || tensor.device() != device_ || !search_.book_.may_read(tensor)) return false;
+    operand.parameter = tensor.storage();
+    operand.view = ViewOfStorage(tensor);
+    operand.version = tensor.unsafeGetTensorImpl()->version_counter();
+    operand.saved_version = operand.version.current_version();
+    return true;
   }
 
   std::optional<Operand> follow(size_t index) {
@@ -166,11 +187,16 @@ class RecipeSearch::Level final : public Ingredients {
     if (auto found = search_.book_.find(ResultId::of(producer, edge.input_nr))) return found;
     Operand operand;
     if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(&producer)) {
-      search_.sound_ = false;
-      return copy(leaf->variable, operand) ? std::optional(std::move(operand)) : std::nullopt;
+      const bool copied = copy(leaf->variable, operand);
+      if (!copied && !parameter(leaf->variable, operand)) return std::nullopt;
+      // What has a fingerprint need not be compared each time.
+      const bool has_fingerprint = row_.costly || !copied;
+      if (!has_fingerprint || !search_.book_.unchanged_since(node_, leaf->variable)) search_.sound_ = false;
+      return operand;
     }
     if (edge.input_nr != 0 || depth_ + 1 >= kDeepest) return std::nullopt;
-    std::optional<Step> step = search_.step(producer, std::nullopt, depth_ + 1);
+    std::optional<Step> step =
+        search_.step(producer, std::nullopt, depth_ + 1, same_bytes_ && (row_.is_view || row_.is_alias));
     if (!step) return std::nullopt;
     operand.step = std::make_shared<const Step>(std::move(*step));
     return operand;
@@ -178,8 +204,10 @@ class RecipeSearch::Level final : public Ingredients {
 
   RecipeSearch& search_;
   Node& node_;
+  const RecipeRow& row_;
   const std::optional<at::IntArrayRef> strides_;
   const int depth_;
+  const bool same_bytes_;
   std::vector<int64_t> sizes_;
   c10::ScalarType dtype_{};
   c10::Device device_{c10::kCPU};
@@ -187,8 +215,8 @@ class RecipeSearch::Level final : public Ingredients {
   std::vector<Operand> operands_;
 };
 
-RecipeSearch::RecipeSearch(const RecipeBook& book, const at::Tensor& result)
-    : book_(book), result_(result), largest_copy_(static_cast<int64_t>(result.nbytes()) / 16) {}
+RecipeSearch::RecipeSearch(const RecipeBook& book, const at::Tensor& result, bool costly)
+    : book_(book), result_(result), costly_(costly), largest_copy_(static_cast<int64_t>(result.nbytes()) / 16) {}
 
 std::optional<Step> RecipeSearch::run() {
   const int threads = at::get_num_threads();
@@ -196,22 +224,35 @@ std::optional<Step> RecipeSearch::run() {
   const auto strides = result_.strides();
   site_.append(reinterpret_cast<const char*>(strides.data()), strides.size() * sizeof(int64_t));
   const auto node = result_.grad_fn();
-  return step(*node, result_.strides(), 0);
+  return step(*node, result_.strides(), 0, true);
 }
 
-std::optional<Step> RecipeSearch::step(Node& node, std::optional<at::IntArrayRef> strides, int depth) {
+std::optional<Step> RecipeSearch::step(Node& node, std::optional<at::IntArrayRef> strides, int depth, bool same_bytes) {
   const RecipeRow* row = recipe_row(node);
   if (row == nullptr || node.num_inputs() == 0) return std::nullopt;
+  // One that is costly is not run again on the way to another, and not at each pack for a comparison.
+  if (row->costly && (!costly_ || !same_bytes || ViewOfStorage(result_).remainder() != 0)) return std::nullopt;
   // Somebody's backward is at this node, and may release what it holds.
   const std::unique_lock lock(mutex_in(node), std::try_to_lock);
   if (!lock) return std::nullopt;
-  if (depth > 0 && !row->is_view) sound_ = false;
+  if (depth > 0 && !row->is_view && !row->costly) sound_ = false;
   site_.append(row->name).push_back('\0');
-  Level level(*this, node, strides, depth);
+  Level level(*this, node, *row, strides, depth, same_bytes);
   if (level.refused()) return std::nullopt;
   Redo redo = row->take(node, level);
   if (level.refused() || !redo) return std::nullopt;
-  return Step{row->name, ResultId::of(node, 0), std::move(level.operands()), std::move(redo)};
+  if (row->costly && !std::ranges::all_of(level.operands(), aligned)) return std::nullopt;
+  const ResultId result = ResultId::of(node, 0);
+  if (!same_bytes || !(row->is_view || row->is_alias))
+    return Step{row->name, row->costly, result, std::move(level.operands()), std::move(redo)};
+  // One step with what it is a view of: nobody else may hold the storage of a redo's result, RedoCache neither.
+  const Operand& of = level.operands().at(0);
+  if (!of.step) return std::nullopt;
+  return Step{of.step->op, of.step->costly, result, of.step->operands,
+              [view = std::move(redo), make = of.step->redo](std::span<const at::Tensor> values) {
+                const at::Tensor made = make(values);
+                return view({&made, 1});
+              }};
 }
 
 }  // namespace ebbtide

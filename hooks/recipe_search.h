@@ -18,7 +18,8 @@ namespace ebbtide {
 /// Threads: one. Another thread's backward may release what the node holds: then there is no recipe.
 class RecipeSearch {
  public:
-  RecipeSearch(const RecipeBook& book, const at::Tensor& result);
+  /// `costly`: ops that are not cheap may be run again too.
+  RecipeSearch(const RecipeBook& book, const at::Tensor& result, bool costly);
 
   std::optional<Step> run();
 
@@ -32,10 +33,12 @@ class RecipeSearch {
   class Level;
   static constexpr int kDeepest = 6;  // ops
 
-  std::optional<Step> step(torch::autograd::Node& node, std::optional<at::IntArrayRef> strides, int depth);
+  std::optional<Step> step(torch::autograd::Node& node, std::optional<at::IntArrayRef> strides, int depth,
+                           bool same_bytes);
 
   const RecipeBook& book_;
   const at::Tensor& result_;
+  const bool costly_;
   const Bytes largest_copy_;  // of an operand that is no record: of little use, were it as large as the result
   std::string site_;
   bool sound_ = true;

@@ -50,10 +50,28 @@ struct TypedRow {
 
 /// `kTake` is a function of (NodeType&, Ingredients&).
 template <class NodeType, auto kTake>
-TypedRow row(const char* name, bool is_view = false) {
-  return {{name, is_view,
-           [](torch::autograd::Node& node, In& in) -> Redo { return kTake(static_cast<NodeType&>(node), in); }},
-          &typeid(NodeType)};
+TypedRow row(const char* name) {
+  RecipeRow made{.name = name};
+  made.take = [](torch::autograd::Node& node, In& in) -> Redo { return kTake(static_cast<NodeType&>(node), in); };
+  return {made, &typeid(NodeType)};
+}
+template <class NodeType, auto kTake>
+TypedRow view(const char* name) {
+  TypedRow typed = row<NodeType, kTake>(name);
+  typed.row.is_view = true;
+  return typed;
+}
+template <class NodeType, auto kTake>
+TypedRow alias(const char* name) {
+  TypedRow typed = row<NodeType, kTake>(name);
+  typed.row.is_alias = true;
+  return typed;
+}
+template <class NodeType, auto kTake>
+TypedRow costly(const char* name) {
+  TypedRow typed = row<NodeType, kTake>(name);
+  typed.row.costly = true;
+  return typed;
 }
 
 std::optional<at::Tensor> optional(const at::Tensor& tensor) {
@@ -72,16 +90,19 @@ std::vector<int64_t> numbers(const std::vector<c10::SymInt>& symbolic, In& in) {
   return plain;
 }
 
-/// A copy into the strides that the result had: they are in no node.
+/// A copy into the strides that the result had: they are in no node. A vector's are known (its copy is dense).
 template <class NodeType>
 Redo copied(NodeType&, In& in) {
   in.input(0);
-  if (!in.strides()) {
+  std::vector<int64_t> strides = {1};
+  if (in.strides()) {
+    strides = in.strides()->vec();
+  } else if (in.sizes().size() != 1) {
     in.refuse();
     return {};
   }
   const auto options = at::TensorOptions(in.device()).dtype(in.dtype());
-  return [options, sizes = in.sizes().vec(), strides = in.strides()->vec()](Values v) {
+  return [options, sizes = in.sizes().vec(), strides = std::move(strides)](Values v) {
     return at::empty_strided(sizes, strides, options).copy_(v[0]);
   };
 }
@@ -209,31 +230,31 @@ const std::vector<TypedRow>& table() {
           return at::mul(v[0], at::mul(v[1].to(v[0].scalar_type()), scale));
         };
       }>("dropout"),
-      row<gen::ViewBackward0, [](gen::ViewBackward0&, In& in) -> Redo {
+      view<gen::ViewBackward0, [](gen::ViewBackward0&, In& in) -> Redo {
         in.input(0);
         return [sizes = in.sizes().vec()](Values v) { return v[0].view(sizes); };
-      }>("view", true),
-      row<gen::TransposeBackward0, [](gen::TransposeBackward0& node, In& in) -> Redo {
+      }>("view"),
+      view<gen::TransposeBackward0, [](gen::TransposeBackward0& node, In& in) -> Redo {
         in.input(0);
         return [a = in.scalar(node.dim0), b = in.scalar(node.dim1)](Values v) { return v[0].transpose(a, b); };
-      }>("transpose", true),
-      row<gen::PermuteBackward0, [](gen::PermuteBackward0& node, In& in) -> Redo {
+      }>("transpose"),
+      view<gen::PermuteBackward0, [](gen::PermuteBackward0& node, In& in) -> Redo {
         in.input(0);
         for (const int64_t dim : node.dims) in.scalar(dim);
         return [dims = node.dims](Values v) { return v[0].permute(dims); };
-      }>("permute", true),
-      row<gen::TBackward0, [](gen::TBackward0&, In& in) -> Redo {
+      }>("permute"),
+      view<gen::TBackward0, [](gen::TBackward0&, In& in) -> Redo {
         in.input(0);
         return [](Values v) { return v[0].t(); };
-      }>("t", true),
-      row<gen::UnsqueezeBackward0, [](gen::UnsqueezeBackward0& node, In& in) -> Redo {
+      }>("t"),
+      view<gen::UnsqueezeBackward0, [](gen::UnsqueezeBackward0& node, In& in) -> Redo {
         in.input(0);
         return [dim = in.scalar(node.dim)](Values v) { return v[0].unsqueeze(dim); };
-      }>("unsqueeze", true),
-      row<gen::ExpandBackward0, [](gen::ExpandBackward0&, In& in) -> Redo {
+      }>("unsqueeze"),
+      view<gen::ExpandBackward0, [](gen::ExpandBackward0&, In& in) -> Redo {
         in.input(0);
         return [sizes = in.sizes().vec()](Values v) { return v[0].expand(sizes); };
-      }>("expand", true),
+      }>("expand"),
   };
   return *rows;
 }

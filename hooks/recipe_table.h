@@ -1,4 +1,4 @@
-// The ops that are cheap to run again: one row an op.
+// The ops that can be run again: one row an op.
 #pragma once
 
 #include <ebbtide/hooks/recipe.h>
@@ -66,6 +66,10 @@ struct RecipeRow {
   const char* name;
   /// Whether the result is a view of the first operand.
   bool is_view = false;
+  /// Whether the result lies in the first operand's storage, though torch counts writes to the two apart.
+  bool is_alias = false;
+  /// Whether a redo may take longer than a transfer. Such a one rounds by the alignment of what it reads and makes, too.
+  bool costly = false;
   /// Takes what the op needs from its node.
   Redo (*take)(torch::autograd::Node& node, Ingredients& from);
 };

@@ -46,7 +46,7 @@ class BackwardEnd {
   void note() noexcept {
     if (std::exchange(noted_, true)) return;
     core_->task_ended(*pass_, task_);
-    hooks_of(*core_)->recipes.cache().clear();
+    hooks_of(*core_)->recipes.backward_ended();
   }
 
  private:
@@ -134,7 +134,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (!on_host) note_current_stream(storage);
   if (!packed.wants_recipes) return;
   const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_, served.device, stream};
-  translated([&] { hooks.recipes.packed(core, result, packed.needs_none); });
+  trial_ = translated([&] { return hooks.recipes.packed(core, result, packed.needs_none); });
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {
@@ -143,6 +143,8 @@ at::Tensor SavedTensor::call_unpack_hook() {
   announce_backward();
   const StorageOfRecord found =
       translated([&] { return storage_of(*record_, view_.device(), StoreCore::AskedBy::kBackward); });
+  if (const auto trial = std::exchange(trial_, nullptr))
+    hooks_of(record_->core())->recipes.try_out(record_->core(), *trial);
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
   return view_.over(found.storage->storage(), found.origin, version_);

@@ -59,7 +59,8 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   at::Tensor passed_through_;       // the tensor itself, where the store must not touch it
   std::shared_ptr<Record> record_;  // else
   ViewOfStorage view_;
-  c10::VariableVersion version_;  // holds no bytes of the tensor
+  std::shared_ptr<const TorchRecipe> trial_;  // kept bytes are compared with what it makes, once
+  c10::VariableVersion version_;              // holds no bytes of the tensor
   uint32_t saved_version_ = 0;
   // For the error's text: an in-place write changes which node made the tensor, and keeping a node would be a cycle.
   c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor_;

@@ -37,6 +37,7 @@ Scope::Scope(std::shared_ptr<StoreCore> core, Where where)
     core_->note_passed_through("saved-tensor hooks disabled by torch", Bytes(0));
   for (Scope* scope = innermost; scope != nullptr; scope = scope->outer_)
     if (scope->core_ == core_) host_ = scope->host_ != nullptr ? scope->host_ : scope;
+  if (host_ == nullptr && hooks_->recipes.trust().possible()) hooks_->parameters.take_down_versions();
   outer_ = innermost;
   innermost = this;
 }

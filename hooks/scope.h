@@ -18,7 +18,7 @@ namespace ebbtide {
 struct HooksOfStore {
   ParameterRegistry parameters;  ///< that the store was told of
   Accelerators accelerators;
-  RecipeBook recipes;
+  RecipeBook recipes{parameters};
 };
 EBBTIDE_API std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core);
   SharedBlockCache saved_tensors;  ///< a SavedTensor each

@@ -17,6 +17,7 @@ constexpr int64_t kOriginAlignment = 16;
 
 ViewOfStorage::ViewOfStorage(const at::Tensor& tensor)
     : offset_(tensor.storage_offset()),
+      remainder_(reinterpret_cast<uintptr_t>(tensor.storage().data()) % kAlignment),
       dtype_(tensor.dtype()),
       device_(tensor.device()),
       conjugate_(tensor.is_conj()),
@@ -77,6 +78,7 @@ Rows ViewOfStorage::rows() const {
 
 void ViewOfStorage::shift(Bytes bytes) noexcept {
   offset_ += bytes.count() / static_cast<int64_t>(dtype_.itemsize());
+  remainder_ = (remainder_ - static_cast<size_t>(bytes.count())) % kAlignment;
 }
 
 bool ViewOfStorage::same_layout(const ViewOfStorage& other) const noexcept {

@@ -9,6 +9,9 @@
 #include <c10/core/TensorImpl.h>
 #include <c10/core/impl/SizesAndStrides.h>
 
+#include <cstddef>
+#include <cstdint>
+
 namespace ebbtide {
 
 /// What turns a storage into one view of it: sizes, strides, offset, dtype, device, conjugate and negative bits.
@@ -43,10 +46,14 @@ class ViewOfStorage {
   c10::IntArrayRef sizes() const noexcept { return sizes_and_strides_.sizes_arrayref(); }
   c10::IntArrayRef strides() const noexcept { return sizes_and_strides_.strides_arrayref(); }
   int64_t offset() const noexcept { return offset_; }  ///< elements
+  /// Address of the storage's first byte modulo kAlignment, that of torch's allocator for host memory.
+  size_t remainder() const noexcept { return remainder_; }
+  static constexpr size_t kAlignment = 64;
 
  private:
   c10::impl::SizesAndStrides sizes_and_strides_;
   int64_t offset_ = 0;  // elements
+  size_t remainder_ = 0;
   caffe2::TypeMeta dtype_;
   c10::Device device_{c10::kCPU};
   bool conjugate_ = false;

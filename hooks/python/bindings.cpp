@@ -17,6 +17,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -131,6 +132,11 @@ py::dict to_dict(const PassStats& pass) {
   return result;
 }
 
+/// Tells a store of changes to parameters. Does not keep the store, and serves its records when it is gone.
+struct ParameterWatch {
+  std::weak_ptr<StoreCore> core;
+};
+
 /// A saved tensor in the hands of Python's own saved_tensors_hooks.
 struct HeldTensor {
   std::unique_ptr<SavedTensor> saved;
@@ -185,7 +191,28 @@ PYBIND11_MODULE(_ebbtide, module) {
            })
       .def("save_profile", &Store::save_profile)
       .def("report", &Store::report)
+      .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })
       .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
+
+  py::class_<ParameterWatch>(module, "ParameterWatch")
+      .def(py::init([](const Store& store) {
+        announce_parameter_changes(*store.core());
+        return ParameterWatch{store.core()};
+      }))
+      .def("store_lives", [](const ParameterWatch& watch) { return !watch.core.expired(); })
+      .def("watches", [](const ParameterWatch& watch, const Store& store) { return watch.core.lock() == store.core(); })
+      .def(
+          "before_change",
+          [](const ParameterWatch& watch, const std::vector<at::Tensor>& parameters, bool by_optimizer) {
+            const auto core = watch.core.lock();
+            if (!core) return;
+            try {
+              before_parameters_change(*core, parameters, by_optimizer ? ChangedBy::kOptimizer : ChangedBy::kOther);
+            } catch (const c10::Error& error) {
+              throw std::runtime_error(error.what_without_backtrace());
+            }
+          },
+          released);
 
   py::class_<Scope>(module, "Scope")
       .def(py::init([](const Store& store) { return std::make_unique<Scope>(store.core()); }))

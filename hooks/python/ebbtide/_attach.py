@@ -6,7 +6,7 @@ import weakref
 
 import torch
 
-from . import _ebbtide
+from . import _ebbtide, _parameters
 
 _CALL = torch.nn.Module._call_impl.__code__
 
@@ -41,17 +41,23 @@ def _calls_under_way(model):
     return count
 
 
+def _before_load(model):
+    _parameters.before_change(list(model.parameters()))
+
+
 class Attachment:
     """A model whose forwards run inside a store. `remove()` it, or use it as a context manager; dropping it changes nothing."""
 
     def __init__(self, store, model):
         for tensor in (*model.parameters(), *model.buffers()):
             store._store.attach_tensor(tensor)
+        _parameters.watch(store._store)
         self._store = store._store
         self._entered = threading.local()
         self._handles = (
             model.register_forward_pre_hook(_Hook(self._enter, model), prepend=True),
             model.register_forward_hook(_Hook(self._leave, model), always_call=True),
+            model.register_load_state_dict_pre_hook(_Hook(_before_load, model)),
         )
 
     def remove(self):
