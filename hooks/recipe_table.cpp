@@ -3,7 +3,12 @@
 
 #include <ATen/ops/_log_softmax.h>
 #include <ATen/ops/_softmax.h>
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/add.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/convolution.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/elu.h>
 #include <ATen/ops/empty_strided.h>
@@ -15,6 +20,7 @@
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/log_sigmoid.h>
 #include <ATen/ops/mish.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/native_group_norm.h>
 #include <ATen/ops/native_layer_norm.h>
@@ -255,6 +261,45 @@ const std::vector<TypedRow>& table() {
         in.input(0);
         return [sizes = in.sizes().vec()](Values v) { return v[0].expand(sizes); };
       }>("expand"),
+      alias<gen::UnsafeViewBackward0, [](gen::UnsafeViewBackward0&, In& in) -> Redo {
+        in.input(0);
+        // A view would hold its base, and with it the storage, a second time.
+        return [sizes = in.sizes().vec()](Values v) { return at::_unsafe_view(v[0], sizes); };
+      }>("unsafe_view"),
+      costly<gen::MmBackward0, [](gen::MmBackward0& node, In& in) -> Redo {
+        in.saved(node.self_, 0);
+        in.saved(node.mat2_, 1);
+        return [](Values v) { return at::mm(v[0], v[1]); };
+      }>("mm"),
+      costly<gen::AddmmBackward0, [](gen::AddmmBackward0& node, In& in) -> Redo {
+        in.input(0);
+        in.saved(node.mat1_, 1);
+        in.saved(node.mat2_, 2);
+        return [beta = in.scalar(node.beta), alpha = in.scalar(node.alpha)](Values v) { return at::addmm(v[0], v[1], v[2], beta, alpha); };
+      }>("addmm"),
+      costly<gen::BmmBackward0, [](gen::BmmBackward0& node, In& in) -> Redo {
+        in.saved(node.self_, 0);
+        in.saved(node.mat2_, 1);
+        return [](Values v) { return at::bmm(v[0], v[1]); };
+      }>("bmm"),
+      costly<gen::BaddbmmBackward0, [](gen::BaddbmmBackward0& node, In& in) -> Redo {
+        in.input(0);
+        in.saved(node.batch1_, 1);
+        in.saved(node.batch2_, 2);
+        return [beta = in.scalar(node.beta), alpha = in.scalar(node.alpha)](Values v) { return at::baddbmm(v[0], v[1], v[2], beta, alpha); };
+      }>("baddbmm"),
+      costly<gen::ConvolutionBackward0, [](gen::ConvolutionBackward0& node, In& in) -> Redo {
+        in.saved(node.input_, 0);
+        in.saved(node.weight_, 1);
+        in.input_or_none(2);
+        const auto& bias = node.bias_sym_sizes_opt.list;
+        const bool has_bias = bias && !bias->empty() && bias->front() != 0;
+        if (has_bias != (node.num_outputs() > 2 && node.next_edge(2).is_valid())) in.refuse();  // one that wants no gradient
+        return [stride = numbers(node.stride, in), padding = numbers(node.padding, in), dilation = numbers(node.dilation, in),
+                output_padding = numbers(node.output_padding, in), groups = numbers({node.groups}, in), transposed = in.scalar(node.transposed)](Values v) {
+          return at::convolution(v[0], v[1], optional(v[2]), stride, padding, dilation, transposed, output_padding, groups.at(0));
+        };
+      }>("convolution"),
   };
   return *rows;
 }

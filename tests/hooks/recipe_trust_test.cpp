@@ -1,5 +1,7 @@
 // What a recipe must not trust: graphs that share, end early or are written to give what they give without the store.
+#include <ebbtide/hooks/module_parameters.h>
 #include <ebbtide/hooks/offload_scope.h>
+#include <ebbtide/store/store_core.h>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -334,6 +336,139 @@ TEST_F(RecipeTrustTest, ABackwardThatWritesToAnInputOfARedoIsAnError) {
   });
   (void)grads(z[0], {x}, true);
   EXPECT_THAT([&] { (void)grads(z[1], {b}); }, testing::ThrowsMessage<c10::Error>(HasSubstr("modified by an inplace")));
+}
+
+TEST_F(RecipeTrustTest, MatmulsAreRunAgainOnlyWhereTheyAreAskedFor) {
+  const auto program = [](Store* store) {
+    const at::Tensor x = square(1), b = square(3);
+    return grads(under(store,
+                       [&] {
+                         const at::Tensor h = x * 2, g = b * 3;
+                         return (at::gelu(at::mm(h, g)) * b).sum();
+                       }),
+                 {x, b});
+  };
+  expect_same(program, 3);
+  EXPECT_FALSE(store_.stats().recomputed_ops.contains("mm")) << store_.report();
+  store_.core()->use_costly_recipes(true);
+  expect_same(program, 6);
+  EXPECT_EQ(store_.stats().recomputed_ops.at("mm").tensors, 3);
+}
+
+TEST_F(RecipeTrustTest, AMatmulThatNobodySavedIsNotRunAgainOnTheWayToAnother) {
+  store_.core()->use_costly_recipes(true);
+  expect_same(
+      [](Store* store) {
+        const at::Tensor x = square(1), b = square(3);
+        return grads(under(store,
+                           [&] {
+                             const at::Tensor h = x * 2, g = b * 3;
+                             return ((at::mm(h, g) + h) * b).sum();
+                           }),
+                     {x, b});
+      },
+      0);
+  EXPECT_FALSE(store_.stats().recomputed_ops.contains("add")) << store_.report();
+}
+
+/// A weight of a model whose owner announces its changes: large, so that recipes read it itself.
+class WeightTest : public RecipeTrustTest {
+ protected:
+  WeightTest() { announce_parameter_changes(*store_.core()); }
+
+  /// A step whose saved matmul rests on `weight`; `between` runs between forward and backward.
+  Tensors step(
+      Store* store, const at::Tensor& weight, const std::function<void()>& between = [] {}) {
+    const at::Tensor x = square(1), b = square(3);
+    const at::Tensor z = under(store, [&] { return (at::mm(x * 2, weight) * b).sum(); });
+    between();
+    return grads(z, {b});
+  }
+  void past_the_trial(const at::Tensor& weight) {
+    attach_tensor(store_, weight);
+    for (int i = 0; i < 2; ++i) {
+      (void)step(&store_, weight);
+      announce(weight);
+    }
+    EXPECT_FALSE(store_.stats().recomputed_ops.contains("mm"));
+  }
+  void announce(const at::Tensor& weight) {
+    before_parameters_change(*store_.core(), {&weight, 1}, ChangedBy::kOptimizer);
+  }
+  static void change(const at::Tensor& weight) {
+    const at::NoGradGuard no_grad;
+    weight.mul_(3);
+  }
+};
+
+TEST_F(WeightTest, IsReadAgainAfterTwoStepsOnTrial) {
+  store_.core()->use_costly_recipes(true);
+  const at::Tensor weight = square(7);
+  past_the_trial(weight);
+  EXPECT_TRUE(same_bits(step(&store_, weight), step(nullptr, weight)));
+  EXPECT_EQ(store_.stats().recomputed_ops.at("mm").tensors, 1);
+  expect_all_is_over(store_);
+}
+
+TEST_F(WeightTest, AChangeThatIsAnnouncedFindsTheBytesMade) {
+  store_.core()->use_costly_recipes(true);
+  const at::Tensor weight = square(7);
+  past_the_trial(weight);
+  const Tensors reference = step(nullptr, weight);
+  EXPECT_TRUE(same_bits(step(&store_, weight,
+                             [&] {
+                               announce(weight);
+                               change(weight);
+                             }),
+                        reference));
+  expect_all_is_over(store_);
+}
+
+TEST_F(WeightTest, AChangeThatIsNotIsAnErrorThatSaysWhatToDo) {
+  store_.core()->use_costly_recipes(true);
+  const at::Tensor weight = square(7);
+  past_the_trial(weight);
+  EXPECT_THAT([&] { (void)step(&store_, weight, [&] { change(weight); }); },
+              testing::ThrowsMessage<c10::Error>(testing::AllOf(
+                  HasSubstr("mm"), HasSubstr("is at version 1; expected version 0"), HasSubstr("recompute=False"))));
+}
+
+TEST_F(WeightTest, AChangeInTheForwardBeforeTheResultIsSavedIsSeen) {
+  const at::Tensor weight = square(7);
+  attach_tensor(store_, weight);
+  const auto program = [&](Store* store) {
+    const at::Tensor b = square(3);
+    const at::Tensor z = under(store, [&] {
+      const at::Tensor half = weight.to(at::kBFloat16);
+      change(weight);
+      return (half.cos() * half * b).sum();
+    });
+    return grads(z, {b});
+  };
+  for (int i = 0; i < 4; ++i) {
+    const at::Tensor before = weight.detach().clone();
+    const Tensors with = program(&store_);
+    announce(weight);
+    {
+      const at::NoGradGuard no_grad;
+      weight.copy_(before);
+    }
+    EXPECT_TRUE(same_bits(with, program(nullptr)));
+  }
+  EXPECT_FALSE(store_.stats().recomputed_ops.contains("cast")) << store_.report();
+}
+
+TEST_F(WeightTest, OneThatNobodyAnnouncesIsNotRead) {
+  store_.core()->use_costly_recipes(true);
+  Store quiet(spilling(folder_));
+  const at::Tensor weight = square(7);
+  attach_tensor(quiet, weight);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_TRUE(same_bits(step(&quiet, weight), step(nullptr, weight)));
+    before_parameters_change(*quiet.core(), {&weight, 1}, ChangedBy::kOptimizer);
+  }
+  EXPECT_FALSE(quiet.stats().recomputed_ops.contains("mm"));
+  expect_all_is_over(quiet);
 }
 
 /// 10^4 passes with EBBTIDE_LONG.
