@@ -6,6 +6,10 @@
 #include <ebbtide/store/store_core.h>
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -52,6 +56,26 @@ bool any_costly(const Step& step) {
          });
 }
 
+Bytes copies_in(const Step& step) {
+  Bytes bytes;
+  for (const Operand& operand : step.operands) {
+    if (operand.copy.defined()) bytes += Bytes(static_cast<int64_t>(operand.copy.nbytes()));
+    if (operand.step) bytes += copies_in(*operand.step);
+  }
+  return bytes;
+}
+
+/// Of all bytes of `storage`, on its device. Any change of one word shows: an odd factor has an inverse modulo 2^64.
+at::Tensor fingerprint_of(const c10::Storage& storage) {
+  const auto bytes = static_cast<int64_t>(storage.nbytes());
+  const at::TensorOptions options(storage.device());
+  const bool words = bytes % 8 == 0;
+  const at::Tensor numbers =
+      at::empty({0}, options.dtype(words ? at::kLong : at::kByte)).set_(storage, 0, {words ? bytes / 8 : bytes});
+  const at::Tensor factors = at::arange(1, 2 * numbers.numel(), 2, options.dtype(at::kLong));
+  return (numbers * factors).sum();
+}
+
 at::Tensor run_step(const Step& step, RedoCache& cache) {
   std::vector<at::Tensor> values;
   values.reserve(step.operands.size());
@@ -64,13 +88,17 @@ thread_local double spent_within = 0;
 
 }  // namespace
 
-TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache)
-    : Recipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes()))),
+TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache,
+                         bool verify)
+    : Recipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes())),
+             copies_in(step)),
       step_(std::move(step)),
       result_(result),
       cache_(std::move(cache)),
       threads_(at::get_num_threads()),
-      cheap_(!any_costly(step_)) {}
+      cheap_(!any_costly(step_)) {
+  if (verify && !result.device().is_cpu()) fingerprint_ = fingerprint_of(result.storage());
+}
 
 bool TorchRecipe::inputs_unchanged() const noexcept {
   bool all = true;
@@ -87,7 +115,7 @@ std::vector<const c10::StorageImpl*> TorchRecipe::parameters() const {
 }
 
 void TorchRecipe::expect(const c10::Storage& made) {
-  fingerprint_ = XXH3_64bits(made.data(), made.nbytes());
+  expected_ = XXH3_64bits(made.data(), made.nbytes());
 }
 
 /// Records were unchanged when the bytes were let go of, and nobody else held them then: a backward wrote to what it
@@ -112,11 +140,14 @@ std::shared_ptr<TorchStorage> TorchRecipe::run() const {
   const at::Tensor made = run_step(step_, *cache_);
   if (!ViewOfStorage(made).same_layout(result_) || made.storage().use_count() != 1)
     throw CorruptTensor(std::string("a saved tensor that ") + step_.op + " made came out in another layout this time");
-  TORCH_CHECK(!fingerprint_ || XXH3_64bits(made.storage().data(), made.storage().nbytes()) == *fingerprint_,
+  TORCH_CHECK(!expected_ || XXH3_64bits(made.storage().data(), made.storage().nbytes()) == *expected_,
               "ebbtide: the result of ", step_.op, " that a node saved was computed again, and came out with other ",
               "bytes: a parameter, or how torch computes, was modified after the forward in a way that torch does not ",
               "tell, such as a write through .data. Modify parameters after the backward, or open the store with ",
               "recompute=False.");
+  if (fingerprint_.defined() && !at::equal(fingerprint_, fingerprint_of(made.storage())))
+    throw CorruptTensor(std::string("a saved tensor that ") + step_.op +
+                        " made was computed again with other bytes than it left with (verify)");
   return std::make_shared<TorchStorage>(made.storage());
 }
 
@@ -140,7 +171,9 @@ at::Tensor value_of(const Operand& operand, RedoCache& cache) {
   if (operand.parameter) return operand.view.over(operand.parameter, Bytes(0), operand.version);
   if (!operand.record) return operand.copy;
   const StorageOfRecord found = storage_of(*operand.record, operand.view.device(), StoreCore::AskedBy::kRedo);
-  return operand.view.over(found.storage->storage(), found.origin, operand.version);
+  at::Tensor value = operand.view.over(found.storage->storage(), found.origin, operand.version);
+  if (found.made_again) cache.hold(value);
+  return value;
 }
 
 StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedBy by) {
@@ -156,12 +189,12 @@ StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedB
   if (unpacked.recipe) {
     TimedRedo made(static_cast<const TorchRecipe&>(*unpacked.recipe));
     storage = core.redone(record, std::move(made.storage), stream, made.seconds);
-    return {std::static_pointer_cast<TorchStorage>(storage), unpacked.recipe->begin()};
+    return {std::static_pointer_cast<TorchStorage>(storage), unpacked.recipe->begin(), true};
   }
   if (!storage) storage = core.adopt(record, unpacked.memory, TorchStorage::over(unpacked.memory));
   auto found = std::static_pointer_cast<TorchStorage>(std::move(storage));
   if (unpacked.of_another_stream) note_current_stream(found->storage());
-  return {std::move(found), unpacked.origin};
+  return {std::move(found), unpacked.origin, false};
 }
 
 }  // namespace ebbtide

@@ -70,8 +70,9 @@ struct Step {
 class EBBTIDE_API TorchRecipe final : public Recipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as
-  /// StoreCore::Packed::origin.
-  TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache);
+  /// StoreCore::Packed::origin. `verify`: a redo on a device is compared with a fingerprint of what the op made (one on
+  /// the host the store compares); it waits for the stream.
+  TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache, bool verify);
 
   bool inputs_unchanged() const noexcept override;
   bool cheap() const noexcept override { return cheap_; }
@@ -88,7 +89,7 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
   void expect(const c10::Storage& made);
 
   /// Runs the op, on the current streams. Errors: those of unpacking its inputs; RuntimeError for an input that was
-  /// written to.
+  /// written to; CorruptTensor.
   std::shared_ptr<TorchStorage> run() const;
 
  private:
@@ -100,7 +101,8 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
   const int threads_;
   const bool cheap_;
   std::optional<double> seconds_;
-  std::optional<uint64_t> fingerprint_;
+  std::optional<uint64_t> expected_;  // of host memory
+  at::Tensor fingerprint_;            // of a device's
   mutable std::atomic<bool> retired_{false};
 };
 
@@ -120,6 +122,7 @@ at::Tensor value_of(const Operand& operand, RedoCache& cache);
 struct StorageOfRecord {
   std::shared_ptr<TorchStorage> storage;
   Bytes origin;  ///< as StoreCore::Unpacked::origin
+  bool made_again = false;
 };
 /// Errors: SpillError, CorruptTensor, OutOfBudget.
 StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedBy by);

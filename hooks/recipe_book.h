@@ -31,8 +31,10 @@ namespace ebbtide {
 /// Threads: all methods from any.
 class RecipeBook {
  public:
-  /// `parameters`: those that recipes may read, and whose changes are announced. Lives as long.
-  explicit RecipeBook(const ParameterRegistry& parameters) : parameters_(parameters) {}
+  /// `core`: of the store that keeps it. `parameters`: those that recipes may read, and whose changes are announced. Lives
+  /// as long.
+  RecipeBook(StoreCore& core, const ParameterRegistry& parameters)
+      : parameters_(parameters), cache_(std::make_shared<RedoCache>(core)) {}
 
   struct Packed {
     const at::Tensor& tensor;
@@ -105,7 +107,7 @@ class RecipeBook {
 
   const ParameterRegistry& parameters_;
   ParameterTrust trust_;
-  const std::shared_ptr<RedoCache> cache_ = std::make_shared<RedoCache>();
+  const std::shared_ptr<RedoCache> cache_;
   mutable std::mutex mutex_;
   std::map<ResultId, Holder> holders_;
   size_t prune_at_ = kLeastToPrune;

@@ -162,10 +162,12 @@ class RecipeSearch::Level final : public Ingredients {
   }
 
   /// A small tensor may change before the redo: the recipe reads a copy.
-  bool copy(const at::Tensor& tensor, Operand& operand) const {
+  bool copy(const at::Tensor& tensor, Operand& operand) {
     if (!is_plain(tensor) || tensor.device() != device_ || tensor.is_complex()) return false;
-    if (static_cast<int64_t>(tensor.nbytes()) > search_.largest_copy_.count()) return false;
+    const Bytes bytes(static_cast<int64_t>(tensor.nbytes()));
+    if (bytes > search_.copies_left_) return false;
     if (row_.costly && ViewOfStorage(tensor).remainder() != 0) return false;
+    search_.copies_left_ -= bytes;
     operand.copy = tensor.clone();
     return operand.copy.strides() == tensor.strides();
   }
@@ -216,7 +218,7 @@ class RecipeSearch::Level final : public Ingredients {
 };
 
 RecipeSearch::RecipeSearch(const RecipeBook& book, const at::Tensor& result, bool costly)
-    : book_(book), result_(result), costly_(costly), largest_copy_(static_cast<int64_t>(result.nbytes()) / 16) {}
+    : book_(book), result_(result), costly_(costly), copies_left_(static_cast<int64_t>(result.nbytes()) / 16) {}
 
 std::optional<Step> RecipeSearch::run() {
   const int threads = at::get_num_threads();

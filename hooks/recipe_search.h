@@ -39,7 +39,7 @@ class RecipeSearch {
   const RecipeBook& book_;
   const at::Tensor& result_;
   const bool costly_;
-  const Bytes largest_copy_;  // of an operand that is no record: of little use, were it as large as the result
+  Bytes copies_left_;  // of operands that are no records: of little use, were they as large as the result
   std::string site_;
   bool sound_ = true;
 };

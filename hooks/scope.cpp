@@ -16,7 +16,7 @@ namespace {
 }  // namespace
 
 std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core) {
-  return std::static_pointer_cast<HooksOfStore>(core.extension([] { return std::make_shared<HooksOfStore>(); }));
+  return std::static_pointer_cast<HooksOfStore>(core.extension([&] { return std::make_shared<HooksOfStore>(core); }));
 }
 
 Scope::Scope(std::shared_ptr<StoreCore> core) : Scope(std::move(core), Where::kThisThread) {}

@@ -16,13 +16,15 @@ namespace ebbtide {
 
 /// What the hooks keep for each store; its core owns it.
 struct HooksOfStore {
+  explicit HooksOfStore(StoreCore& core) : recipes(core, parameters) {}
+
   ParameterRegistry parameters;  ///< that the store was told of
   Accelerators accelerators;
-  RecipeBook recipes{parameters};
-};
-EBBTIDE_API std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core);
+  RecipeBook recipes;
   SharedBlockCache saved_tensors;  ///< a SavedTensor each
   SharedBlockCache storages;       ///< a TorchStorage each
+};
+EBBTIDE_API std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core);
 
 /// One scope that was entered: packs on its thread go to its store until it is left. Scopes of one store on one thread
 /// nest and share the outermost's pass.

@@ -21,9 +21,9 @@ class Record;
 class EBBTIDE_API Recipe {
  public:
   /// `op`: what is redone, in the report; a literal. `begin` and `end`: which bytes of the storage that was saved a redo
-  /// makes.
-  Recipe(const char* op, std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end)
-      : op_(op), inputs_(std::move(inputs)), begin_(begin), end_(end) {}
+  /// makes. `own_bytes`: what it holds itself, beside its inputs.
+  Recipe(const char* op, std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end, Bytes own_bytes)
+      : op_(op), inputs_(std::move(inputs)), begin_(begin), end_(end), own_bytes_(own_bytes) {}
   virtual ~Recipe() = default;
   Recipe(const Recipe&) = delete;
   Recipe& operator=(const Recipe&) = delete;
@@ -42,12 +42,14 @@ class EBBTIDE_API Recipe {
   const std::vector<std::shared_ptr<Record>>& inputs() const noexcept { return inputs_; }
   Bytes begin() const noexcept { return begin_; }
   Bytes end() const noexcept { return end_; }
+  Bytes own_bytes() const noexcept { return own_bytes_; }
 
  private:
   const char* const op_;
   const std::vector<std::shared_ptr<Record>> inputs_;
   const Bytes begin_;
   const Bytes end_;
+  const Bytes own_bytes_;
 };
 
 }  // namespace ebbtide

@@ -29,6 +29,7 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   }
   if (depth >= kDeepestRecipe || rests_on_locked(*recipe, record)) return;
   record.recipe_ = std::move(recipe);
+  note_recipe_bytes(record.recipe_->own_bytes());
   note_recipe_locked(record);
   const bool wanted = record.pass_->course_ ? record.action_ == Action::kRecompute : record.recipe_->cheap();
   note_redoable_locked(record, wanted || use_costly_recipes_);
@@ -132,6 +133,13 @@ void StoreCore::give_recipes_up_locked(DeviceTier& tier, Bytes missing) {
     missing -= resident.bytes;
     for (Record* record : resident.records) note_redoable_locked(*record, false);
     place_locked(resident);
+  }
+}
+
+void StoreCore::note_recipe_bytes(Bytes change) noexcept {
+  const int64_t now = recipe_bytes_.fetch_add(change.count()) + change.count();
+  int64_t peak = recipe_bytes_peak_.load();
+  while (now > peak && !recipe_bytes_peak_.compare_exchange_weak(peak, now)) {
   }
 }
 

@@ -83,10 +83,12 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   text += tier_line("spill", stats.spill);
   if (!context.spill.empty()) text += "  " + context.spill + "\n";
 
-  if (stats.handed_over_peak + stats.referenced_elsewhere_peak > Bytes(0)) {
+  if (stats.handed_over_peak + stats.referenced_elsewhere_peak + stats.recipe_bytes_peak > Bytes(0)) {
     text += line("%-26s %12s %12s", "alive, in no budget", "now", "peak");
     text += beyond_line("handed over to nodes", stats.handed_over, stats.handed_over_peak);
     text += beyond_line("referenced elsewhere", stats.referenced_elsewhere, stats.referenced_elsewhere_peak);
+    if (stats.recipe_bytes_peak > Bytes(0))
+      text += beyond_line("held by recipes", stats.recipe_bytes, stats.recipe_bytes_peak);
     text += beyond_line("with what budgets hold", stats.device.bytes + stats.handed_over + stats.referenced_elsewhere,
                         stats.alive_peak);
   }

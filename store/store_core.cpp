@@ -235,6 +235,7 @@ void StoreCore::forget(Record& record) noexcept {
       return spilled ? stats.spilled : record.left_ ? stats.offloaded : record.redone_ ? stats.recomputed : stats.kept;
     };
     count_in(stats_).add(record.footprint_);
+    if (record.recipe_) note_recipe_bytes(Bytes(0) - record.recipe_->own_bytes());
     if (record.redone_ && !record.left_) recomputed_ops_[record.recipe_->op()].add(record.footprint_);
     count_in(pass.stats_).add(record.footprint_);
     if (record.tier_->link) forget_copies_locked(record, work);

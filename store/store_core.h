@@ -175,6 +175,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// Threads: any.
   std::shared_ptr<void> extension(const std::function<std::shared_ptr<void>()>& make);
 
+  /// What recipes hold beside the records that they read, and what redos keep for others.
+  void note_recipe_bytes(Bytes change) noexcept;
+  /// Whether what comes back is compared with what left.
+  bool verifies() const noexcept { return options_.verify.value_or(false); }
+
   void note_handed_over(Bytes change) noexcept { host_.host_memory_handed_out += change.count(); }
 
   /// Around a fork: a child must not inherit the lock from a thread that it does not have.
@@ -277,12 +282,12 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work);
   static void put_off_locked(Record& record) noexcept;
   static void unreserve_locked(Record& record) noexcept;
+  void warm_up_locked(const Record& record) const noexcept;
   [[noreturn]] static void throw_lost(const Failure& why);
   void read(const std::shared_ptr<Record>& record, Urgency urgency);
   void read_done(uint64_t record_id, const Status& status);
   void check_fingerprint(const Record& record, const std::byte* data) const;
 
-  void warm_up_locked(const Record& record) const noexcept;
   /// The record whose transfer has ended; null if it died meanwhile.
   Record* arrived_locked(uint64_t record_id) noexcept;
 
@@ -321,6 +326,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
   std::atomic<bool> use_costly_recipes_{false};
+  std::atomic<int64_t> recipe_bytes_{0};
+  std::atomic<int64_t> recipe_bytes_peak_{0};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // some transfer has ended
@@ -331,6 +338,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // Records with a transfer under way, for its completion: an owning reference there could make an I/O thread the one
   // to end a record.
   std::unordered_map<uint64_t, Record*> under_way_;
+  int64_t below_ = 0;  // records in kLower
   uint64_t next_record_ = 1;
   int64_t next_pass_ = 1;
   size_t longest_sequence_ = 0;  // of the passes that ended

@@ -180,6 +180,8 @@ Stats StoreCore::stats() const {
       stats.predicted_step_s = planner_.last()->predicted_s;
       stats.lower_bound_step_s = planner_.last()->lower_bound_s;
     }
+    stats.recipe_bytes = Bytes(recipe_bytes_.load());
+    stats.recipe_bytes_peak = Bytes(recipe_bytes_peak_.load());
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const auto& [op, count] : recomputed_ops_) stats.recomputed_ops[op] = count;
     for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;

@@ -97,6 +97,8 @@ py::dict to_dict(const Stats& stats) {
   result["recomputed_ops"] = ops;
   result["unequal_redos"] = unequal;
   result["stall_s"] = stats.stall_s;
+  result["recipe_bytes"] = stats.recipe_bytes.count();
+  result["recipe_bytes_peak"] = stats.recipe_bytes_peak.count();
   result["recompute_s"] = stats.recompute_s;
   result["d2h"] = to_dict(stats.d2h);
   result["h2d"] = to_dict(stats.h2d);

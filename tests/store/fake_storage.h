@@ -80,7 +80,8 @@ inline std::shared_ptr<Record> pack(StoreCore& core, std::shared_ptr<Pass>& pass
 class FakeRecipe : public Recipe {
  public:
   FakeRecipe(std::vector<std::shared_ptr<Record>> inputs, Bytes begin, Bytes end)
-      : Recipe("fake", std::move(inputs), begin, end) {}
+      : Recipe("fake", std::move(inputs), begin, end, kOwnBytes) {}
+  static constexpr Bytes kOwnBytes{24};
   virtual Memory run(StoreCore& core) const = 0;
 };
 

@@ -119,6 +119,7 @@ TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
   EXPECT_FALSE(made.packed.needs_none);
   release(*core, made);
   EXPECT_EQ(core->stats().device.bytes, kBytes) << "x alone";
+  EXPECT_EQ(core->stats().recipe_bytes, Sum::kOwnBytes);
   {
     const auto y = unpack(*core, *made.record_of_y);
     EXPECT_EQ(copy(*y), made.bytes);
@@ -134,6 +135,8 @@ TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
   EXPECT_EQ(stats.recomputed.tensors, 1);
   EXPECT_EQ(stats.recomputed.bytes, kBytes);
   EXPECT_EQ(stats.kept.tensors, 1);
+  EXPECT_EQ(stats.recipe_bytes, Bytes(0));
+  EXPECT_EQ(stats.recipe_bytes_peak, Sum::kOwnBytes);
   EXPECT_EQ(core->last_pass().recomputed.tensors, 1);
   EXPECT_EQ(stats.device.bytes, Bytes(0));
 }
