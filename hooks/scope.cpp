@@ -10,8 +10,7 @@
 namespace ebbtide {
 namespace {
 
-// Read at every tensor that is saved: in the static block, where it takes no call to reach.
-[[gnu::tls_model("initial-exec")]] thread_local Scope* innermost = nullptr;
+thread_local Scope* innermost = nullptr;
 
 }  // namespace
 
