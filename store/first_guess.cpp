@@ -47,7 +47,9 @@ std::vector<Action> FirstGuess::make(const GuessOptions& options) const {
       continue;
     }
     load += packed.bytes;
-    if (packed.ratio <= options.most_redo * stall_ratio_ && packed.ratio < kNever) cheapest.emplace(-(options.blur > 0 ? std::floor(std::log(packed.ratio / stall_ratio_) / options.blur) : packed.ratio), i);
+    if (packed.ratio <= options.most_redo * stall_ratio_ && packed.ratio < kNever)
+      cheapest.emplace(
+          -(options.blur > 0 ? std::floor(std::log(packed.ratio / stall_ratio_) / options.blur) : packed.ratio), i);
     const double time = packed.at + stall;
     const double sunk = std::min(spill_, disk_ * time * options.speed);
     const double left = has_host_ ? std::min(link_ * time * options.speed, host_ + sunk) : sunk;

@@ -53,6 +53,7 @@ class Pass {
   const PassLog::Time began_;
   PassLog log_;
   std::shared_ptr<const Course> course_;  // what it follows, as far as it has come; null: the reactive rule
+  bool learns_ = false;                   // and is learned from: what the plan does not use counts too
   Bytes disk_before_;                     // what disks had moved when it began
   std::vector<OnDevice> on_;              // by the devices' numbers
   int64_t live_ = 0;

@@ -50,6 +50,11 @@ std::shared_ptr<const Course> Planner::find(uint64_t prefix, size_t packs) const
   return latest;
 }
 
+bool Planner::wants(const Course& course) const noexcept {
+  const auto kind = std::ranges::find(kinds_, course.kind, &Kind::id);
+  return kind != kinds_.end() && kind->wanted > 0;
+}
+
 bool Planner::budgets_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept {
   return !std::ranges::equal(before, now, [](const Conditions& a, const Conditions& b) {
     return a.budgets.device == b.budgets.device && a.budgets.host == b.budgets.host;

@@ -72,6 +72,8 @@ class EBBTIDE_API Planner {
   /// before, else the latest. None: nothing is known of them.
   std::shared_ptr<const Course> find(uint64_t prefix, size_t packs) const noexcept;
 
+  /// Whether the next pass of this kind is to be learned from: what the plan in force does not use counts too.
+  bool wants(const Course& course) const noexcept;
   /// Learns from a pass. What is returned is to be run without the lock, and its result adopted.
   std::optional<Task> ended(const Ended& pass);
   void adopt(std::shared_ptr<const Course> course);

@@ -39,8 +39,13 @@ void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view) {
   const uint64_t so_far = pass.log_.prefix();
   if (!pass.course_ || record.index_ >= pass.course_->prefixes.size() ||
       pass.course_->prefixes[record.index_] != so_far)
-    pass.course_ = planner_.find(so_far, pass.log_.records());
+    follow_locked(pass, planner_.find(so_far, pass.log_.records()));
   if (pass.course_) record.action_ = pass.course_->action(record.index_);
+}
+
+void StoreCore::follow_locked(Pass& pass, std::shared_ptr<const Course> course) {
+  pass.learns_ = course && planner_.wants(*course);
+  pass.course_ = std::move(course);
 }
 
 /// REQUIRES: its pass logs.

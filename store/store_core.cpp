@@ -119,9 +119,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         record->resident_ = std::move(made);
       }
     }
-    const bool planned = pass->course_ != nullptr;
+    const bool planned = pass->course_ && !pass->learns_;
     wants_recipes = planned ? pass->course_->recomputes : recipes_help_locked(tier, *pass);
-    needs_none = record->recipe_ != nullptr || (planned && record->action_ != Action::kRecompute);
+    needs_none = record->recipe_ || (planned && record->action_ != Action::kRecompute);
     crowded = tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
               !buried_.empty();

@@ -225,6 +225,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // planning.cpp: passes that follow what was learned of those before.
   bool worth_a_log_locked() const noexcept;
   void note_pack_locked(Record& record, Pass& pass, const View& view);
+  void follow_locked(Pass& pass, std::shared_ptr<const Course> course);
   void note_unpack(Record& record);
   void note_recipe_locked(Record& record);
   void note_redo_locked(Record& record, double seconds);
@@ -346,7 +347,6 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
       full_at_;  // what the spill tier held when it had no room; asked again when it holds less, or later
   std::chrono::steady_clock::time_point full_until_;
   bool staging_full_ = false;  // until returned memory dies
-  int64_t below_ = 0;          // records in kLower
   int64_t write_errors_ = 0;   // in a row
   std::string last_write_error_;
   Few<std::shared_ptr<DeviceStorage>> buried_;  // of writes that ended: dropped on the next caller's thread
