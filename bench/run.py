@@ -17,7 +17,14 @@ import cli
 import machine
 from row import Row
 
-PARTS = {"demo": "part_demo", "hooks": "hooks_bench", "policy": "policy_bench", "recipes": "recipes_bench", "transfer": "transfer_bench"}
+PARTS = {
+    "demo": "part_demo",
+    "hooks": "hooks_bench",
+    "planner": "planner_bench",
+    "policy": "policy_bench",
+    "recipes": "recipes_bench",
+    "transfer": "transfer_bench",
+}
 
 
 def parse_arguments(words: list[str]):

@@ -40,8 +40,8 @@ struct Plan {
 struct PlanOptions {
   uint32_t device = 0;
   bool recompute = true;
-  /// Of the profile's, simulated in all: 30 to 40 ns each on a core of 2020. Some 40 simulations are made in any case.
-  int64_t most_steps = 300'000;
+  /// Of the profile's, simulated in all: some 40 ns each on a core of 2020. 24 simulations are made in any case.
+  int64_t most_steps = 120'000;
   /// A plan for a profile of the same records, to start from too; the new one is never slower than it.
   std::span<const Action> known = {};
 };

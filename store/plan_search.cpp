@@ -12,7 +12,7 @@ namespace ebbtide {
 namespace {
 
 constexpr double kEnough = 2e-4;                // above what no plan can reach
-constexpr int64_t kFewest = 40, kMost = 12000;  // simulations
+constexpr int64_t kFewest = 24, kMost = 12000;  // simulations
 
 constexpr double kHeat = 0.05;  // how much longer, as a share of the pass, annealing accepts at first
 /// The part of host memory that what sinks passes through.
