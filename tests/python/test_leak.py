@@ -1,4 +1,7 @@
-"""Ten thousand passes end with the memory that a thousand have. Those that go to disk are run in C++ (tests/hooks/leak_test.cpp): they take longer."""
+"""Ten thousand passes end with the memory that a thousand have.
+
+Those that go to disk take longer, and are run in C++ alone (tests/hooks/leak_test.cpp).
+"""
 
 import os
 
