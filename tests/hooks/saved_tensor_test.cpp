@@ -68,10 +68,10 @@ class SavedTensorTest : public testing::Test {
 TEST_F(SavedTensorTest, WhatIsKeptIsTheStorageItself) {
   Store store(keeping());
   Scope scope(store.core());
-  SavedTensor saved(scope);
+  const auto saved = SavedTensor::make(scope);
   const at::Tensor x = (leaf() * 2).view({64, 64}).transpose(0, 1);
-  saved.call_pack_hook(x);
-  const at::Tensor back = saved.call_unpack_hook();
+  saved->call_pack_hook(x);
+  const at::Tensor back = saved->call_unpack_hook();
   EXPECT_EQ(back.const_data_ptr(), x.const_data_ptr());
   EXPECT_EQ(back.strides(), x.strides());
   EXPECT_FALSE(back.requires_grad());
@@ -84,12 +84,12 @@ TEST_F(SavedTensorTest, WhatComesBackHasItsOldAddressModulo64) {
     const at::Tensor reference = x.clone();
     const auto address = reinterpret_cast<uintptr_t>(x.const_data_ptr());
     Scope scope(store_.core());
-    SavedTensor saved(scope);
-    saved.call_pack_hook(x);
+    const auto saved = SavedTensor::make(scope);
+    saved->call_pack_hook(x);
     x.reset();
     scope.leave();
     EXPECT_GT(store_.stats().spill.bytes, Bytes(0)) << "it has not left";
-    const at::Tensor back = saved.call_unpack_hook();
+    const at::Tensor back = saved->call_unpack_hook();
     EXPECT_EQ(reinterpret_cast<uintptr_t>(back.const_data_ptr()) % 64, address % 64);
     EXPECT_TRUE(same_bits(back, reference));
   }
@@ -97,18 +97,18 @@ TEST_F(SavedTensorTest, WhatComesBackHasItsOldAddressModulo64) {
 
 TEST_F(SavedTensorTest, UnpackedTwiceItIsOneStorage) {
   Scope scope(store_.core());
-  SavedTensor saved(scope);
+  const auto saved = SavedTensor::make(scope);
   at::Tensor x = leaf().detach() * 2;
   const at::Tensor reference = x.clone();
-  saved.call_pack_hook(x);
+  saved->call_pack_hook(x);
   x.reset();
   scope.leave();
-  at::Tensor once = saved.call_unpack_hook();
-  at::Tensor twice = saved.call_unpack_hook();
+  at::Tensor once = saved->call_unpack_hook();
+  at::Tensor twice = saved->call_unpack_hook();
   EXPECT_EQ(once.const_data_ptr(), twice.const_data_ptr());
   EXPECT_TRUE(same_bits(once, reference));
   once.zero_();
-  EXPECT_THROW(saved.call_unpack_hook(), c10::Error) << "a write to what is handed out is one to the saved tensor";
+  EXPECT_THROW(saved->call_unpack_hook(), c10::Error) << "a write to what is handed out is one to the saved tensor";
 }
 
 TEST_F(SavedTensorTest, ViewsOfOneVersionAreOneRecord) {
@@ -139,23 +139,23 @@ TEST_F(SavedTensorTest, AViewOfAFewBytesOfALargeStorageLeavesToo) {
   std::vector<std::string> warnings;
   store_.on_warning([&](const std::string& text) { warnings.push_back(text); });
   Scope scope(store_.core());
-  SavedTensor saved(scope);
+  const auto saved = SavedTensor::make(scope);
   at::Tensor x = leaf().detach() * 2;
   const at::Tensor reference = x.narrow(0, 3, 10).clone();
-  saved.call_pack_hook(x.narrow(0, 3, 10));
+  saved->call_pack_hook(x.narrow(0, 3, 10));
   x.reset();
   EXPECT_NO_THROW(scope.leave());
   EXPECT_THAT(warnings, testing::IsEmpty());
   EXPECT_EQ(store_.stats().device.bytes, Bytes(0));
-  EXPECT_TRUE(same_bits(saved.call_unpack_hook(), reference));
+  EXPECT_TRUE(same_bits(saved->call_unpack_hook(), reference));
 }
 
 TEST_F(SavedTensorTest, AParameterComesBackAsItself) {
   Scope scope(store_.core());
-  SavedTensor saved(scope);
+  const auto saved = SavedTensor::make(scope);
   const at::Tensor weight = leaf();
-  saved.call_pack_hook(weight);
-  EXPECT_TRUE(saved.call_unpack_hook().is_same(weight));
+  saved->call_pack_hook(weight);
+  EXPECT_TRUE(saved->call_unpack_hook().is_same(weight));
 }
 
 TEST_F(SavedTensorTest, AResultThatItsOwnNodeSavedDoesNotKeepTheNodeAlive) {

@@ -79,7 +79,7 @@ class TensorStorage final : public DeviceStorage {
 class Redo final : public Recipe {
  public:
   Redo(std::vector<std::shared_ptr<Record>> inputs, size_t bytes)
-      : Recipe("redo", std::move(inputs), Bytes(0), Bytes(static_cast<int64_t>(bytes))) {}
+      : Recipe("redo", std::move(inputs), Bytes(0), Bytes(static_cast<int64_t>(bytes)), Bytes(0)) {}
   bool inputs_unchanged() const noexcept override { return true; }
 };
 
