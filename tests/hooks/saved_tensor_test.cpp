@@ -117,7 +117,7 @@ TEST_F(SavedTensorTest, ViewsOfOneVersionAreOneRecord) {
   at::Tensor x = leaf().detach().view({4, -1}) * 2;
   const at::Tensor reference = x.clone();
   const auto pack = [&](const at::Tensor& tensor) {
-    saved.push_back(std::make_unique<SavedTensor>(scope));
+    saved.push_back(SavedTensor::make(scope));
     saved.back()->call_pack_hook(tensor);
   };
   pack(x.select(0, 1));
