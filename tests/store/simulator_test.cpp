@@ -113,6 +113,20 @@ TEST(Simulator, WhatIsPackedInTheBackwardIsNotWantedBefore) {
   EXPECT_EQ(result.squeezed, 0);
 }
 
+TEST(Simulator, WhatIsPackedInTheBackwardComesBackTheSame) {
+  // A double backward: 1 makes room for 2, and is wanted after it.
+  Profile profile;
+  profile.records.assign(3, {.bytes = Bytes(100), .moved = Bytes(100)});
+  profile.steps = {{What::kPack, 0, 0}, {What::kUnpack, 0, 1}, {What::kDeath, 0, 2}, {What::kPack, 1, 2},
+                   {What::kPack, 2, 3}, {What::kUnpack, 2, 4}, {What::kDeath, 2, 5}, {What::kUnpack, 1, 6}};
+  profile.seconds = 7;
+  ASSERT_EQ(profile.invalid(), std::nullopt);
+  const Simulated result = run(profile, with_link(1000), {.device = Bytes(100)}, std::vector(3, kOffload));
+  EXPECT_EQ(result.moved_in, Bytes(100));
+  EXPECT_EQ(result.device_peak, Bytes(100));
+  EXPECT_EQ(result.squeezed, 0);
+}
+
 TEST(Simulator, WithoutRoomBelowItStays) {
   const Simulated result =
       run(chain(3), with_link(1000), {.device = Bytes(100), .host = Bytes(100)}, std::vector(3, kOffload));
