@@ -22,6 +22,24 @@ TEST(ParameterRegistryTest, KnowsStoragesAndSoEveryViewOfThem) {
   EXPECT_FALSE(registry.contains(storage(weight.detach().clone())));
 }
 
+TEST(ParameterRegistryTest, KnowsWhatAnOpHasReadSinceAForwardBegan) {
+  ParameterRegistry registry;
+  const at::Tensor weight = leaf();
+  registry.add(weight);
+  const at::Tensor early = weight * 2;
+  registry.take_down_versions();
+  const at::Tensor late = weight * 2;
+  EXPECT_FALSE(registry.unchanged_since(*early.grad_fn(), weight));
+  EXPECT_TRUE(registry.unchanged_since(*late.grad_fn(), weight));
+  EXPECT_FALSE(registry.unchanged_since(*late.grad_fn(), leaf()));
+  std::thread([&] { EXPECT_FALSE(registry.unchanged_since(*(weight * 2).grad_fn(), weight)); }).join();
+  weight.detach().mul_(3);
+  EXPECT_FALSE(registry.unchanged_since(*late.grad_fn(), weight));
+  registry.take_down_versions();
+  EXPECT_FALSE(registry.unchanged_since(*late.grad_fn(), weight));
+  EXPECT_TRUE(registry.unchanged_since(*(weight * 2).grad_fn(), weight));
+}
+
 TEST(ParameterRegistryTest, OfWhatHasNoStorageThereIsNothingToKnow) {
   ParameterRegistry registry;
   registry.add(at::Tensor());

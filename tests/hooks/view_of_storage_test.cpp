@@ -2,6 +2,7 @@
 
 #include <ATen/ops/complex.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/imag.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
@@ -144,6 +145,16 @@ TEST(ViewOfStorageTest, RowsAreExactlyTheBytesOfTheView) {
     EXPECT_EQ(got.pitch * (got.count - 1) + got.row, view.end() - view.begin());
     EXPECT_EQ(touched(got, touched(tensor).size()), touched(tensor));
   }
+}
+
+TEST(ViewOfStorageTest, KnowsTheAlignmentOfTheStorageThatItWasTakenFrom) {
+  const at::Tensor x = numbers({64});
+  EXPECT_EQ(ViewOfStorage(x).remainder(), 0u) << "torch's allocator";
+  const at::Tensor part = at::from_blob(x.data_ptr<float>() + 4, {32}, at::kFloat);
+  ViewOfStorage view(part);
+  EXPECT_EQ(view.remainder(), 16u);
+  view.shift(Bytes(16));
+  EXPECT_EQ(view.remainder(), 0u) << "what came back began at 16";
 }
 
 TEST(ViewOfStorageTest, WhatIsNoRowsHasNone) {
