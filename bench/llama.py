@@ -13,6 +13,10 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def hidden_width(width: int) -> int:
+    return (8 * width // 3 + 63) // 64 * 64
+
+
 class Norm(nn.Module):
     """As in the Llama sources: the mean square in fp32."""
 
@@ -30,7 +34,7 @@ class Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.heads = width // HEAD_WIDTH
-        hidden = (8 * width // 3 + 63) // 64 * 64
+        hidden = hidden_width(width)
         self.attention_norm, self.mlp_norm = Norm(width), Norm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
