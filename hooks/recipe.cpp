@@ -6,10 +6,6 @@
 #include <ebbtide/store/store_core.h>
 
 #include <ATen/Parallel.h>
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/equal.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -65,17 +61,6 @@ Bytes copies_in(const Step& step) {
   return bytes;
 }
 
-/// Of all bytes of `storage`, on its device. Any change of one word shows: an odd factor has an inverse modulo 2^64.
-at::Tensor fingerprint_of(const c10::Storage& storage) {
-  const auto bytes = static_cast<int64_t>(storage.nbytes());
-  const at::TensorOptions options(storage.device());
-  const bool words = bytes % 8 == 0;
-  const at::Tensor numbers =
-      at::empty({0}, options.dtype(words ? at::kLong : at::kByte)).set_(storage, 0, {words ? bytes / 8 : bytes});
-  const at::Tensor factors = at::arange(1, 2 * numbers.numel(), 2, options.dtype(at::kLong));
-  return (numbers * factors).sum();
-}
-
 at::Tensor run_step(const Step& step, RedoCache& cache) {
   std::vector<at::Tensor> values;
   values.reserve(step.operands.size());
@@ -88,17 +73,14 @@ thread_local double spent_within = 0;
 
 }  // namespace
 
-TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache,
-                         bool verify)
+TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache)
     : Recipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes())),
              copies_in(step)),
       step_(std::move(step)),
       result_(result),
       cache_(std::move(cache)),
       threads_(at::get_num_threads()),
-      cheap_(!any_costly(step_)) {
-  if (verify && !result.device().is_cpu()) fingerprint_ = fingerprint_of(result.storage());
-}
+      cheap_(!any_costly(step_)) {}
 
 bool TorchRecipe::inputs_unchanged() const noexcept {
   bool all = true;
@@ -145,9 +127,6 @@ std::shared_ptr<TorchStorage> TorchRecipe::run() const {
               "bytes: a parameter, or how torch computes, was modified after the forward in a way that torch does not ",
               "tell, such as a write through .data. Modify parameters after the backward, or open the store with ",
               "recompute=False.");
-  if (fingerprint_.defined() && !at::equal(fingerprint_, fingerprint_of(made.storage())))
-    throw CorruptTensor(std::string("a saved tensor that ") + step_.op +
-                        " made was computed again with other bytes than it left with (verify)");
   return std::make_shared<TorchStorage>(made.storage());
 }
 

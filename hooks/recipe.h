@@ -70,9 +70,8 @@ struct Step {
 class EBBTIDE_API TorchRecipe final : public Recipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as
-  /// StoreCore::Packed::origin. `verify`: a redo on a device is compared with a fingerprint of what the op made (one on
-  /// the host the store compares); it waits for the stream.
-  TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache, bool verify);
+  /// StoreCore::Packed::origin.
+  TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache);
 
   bool inputs_unchanged() const noexcept override;
   bool cheap() const noexcept override { return cheap_; }
@@ -101,8 +100,7 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
   const int threads_;
   const bool cheap_;
   std::optional<double> seconds_;
-  std::optional<uint64_t> expected_;  // of host memory
-  at::Tensor fingerprint_;            // of a device's
+  std::optional<uint64_t> expected_;  // of the bytes
   mutable std::atomic<bool> retired_{false};
 };
 

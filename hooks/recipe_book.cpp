@@ -79,7 +79,7 @@ std::shared_ptr<const TorchRecipe> RecipeBook::packed(StoreCore& core, const Pac
   RecipeSearch search(*this, result, core.uses_costly_recipes());
   std::optional<Step> step = search.run();
   if (!step) return nullptr;
-  auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_, core.verifies());
+  auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
   const bool rests_on_parameters = !recipe->parameters().empty();
   const bool has_fingerprint = result.device().is_cpu() && (rests_on_parameters || !recipe->cheap());
   // To compare a costly one each time would cost as much as the op: it is taken on trust, and tried out, as what rests

@@ -177,8 +177,6 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   /// What recipes hold beside the records that they read, and what redos keep for others.
   void note_recipe_bytes(Bytes change) noexcept;
-  /// Whether what comes back is compared with what left.
-  bool verifies() const noexcept { return options_.verify.value_or(false); }
 
   void note_handed_over(Bytes change) noexcept { host_.host_memory_handed_out += change.count(); }
 
