@@ -86,6 +86,8 @@ def _rows(size: Size, name: str, autocast: bool, share_goal: float, time_goal: f
     with_matmuls = ebbtide.Store(device_budget=0, **options)
     with_matmuls.attach(model).remove()
     with_matmuls._store.use_costly_recipes(True)
+    for store in (redone, with_matmuls):
+        store._store.follow_plans(False)
     optimizer = torch.optim.SGD(model.blocks.parameters(), lr=1e-3)
     bare_ops = _bare_ops(name, autocast, size)
     plain_s, kept_s, redone_s, redoing_s, bare_s, costly_s = [], [], [], [], [], []

@@ -21,6 +21,31 @@ void keep_recipes(Profile& profile, const Profile& known) {
     if (!profile.records[i].recipe) profile.records[i].recipe = known.records[i].recipe;
 }
 
+/// What a plan keeps is still there when the scope ends, and the budget has to hold it then: of what is too much the
+/// oldest goes another way.
+void keep_within(Plan& plan, const Profile& profile, const Machine& machine, const Budgets& budgets,
+                 const PlanOptions& options) {
+  const auto kept = [&](size_t i) {
+    return plan.actions[i] == Action::kKeep && profile.records[i].device == options.device &&
+           profile.records[i].mobility == Mobility::kMovable;
+  };
+  Bytes staying;
+  for (size_t i = 0; i < plan.actions.size(); ++i)
+    if (kept(i)) staying += profile.records[i].bytes;
+  if (staying <= budgets.device) return;
+  for (size_t i = 0; i < plan.actions.size() && staying > budgets.device; ++i) {
+    if (!kept(i)) continue;
+    const bool redone = options.recompute && profile.records[i].recipe;
+    if (!redone && !machine.link && !machine.disk) continue;
+    plan.actions[i] = redone ? Action::kRecompute : machine.link ? Action::kOffload : Action::kSpill;
+    plan.why[i] = redone ? Why::kCheaperToRedo : Why::kNoRecipe;
+    staying -= profile.records[i].bytes;
+  }
+  Simulator simulator(profile, machine, budgets, options.device);
+  plan.predicted = simulator.run(plan.actions);
+  plan.return_order = simulator.return_order();
+}
+
 bool differs(double before, double now, double by) noexcept {
   return std::abs(now - before) > by * before;
 }
@@ -135,6 +160,7 @@ std::shared_ptr<const Course> Planner::Task::run() const {
     const Plan* known = known_ && device < known_->plans.size() ? &known_->plans[device] : nullptr;
     if (known != nullptr) options.known = known->actions;
     Plan better = plan(course->profile, on.machine, on.budgets, options);
+    keep_within(better, course->profile, on.machine, on.budgets, options);
     if (known != nullptr) {
       const Simulated as_before =
           Simulator(course->profile, on.machine, on.budgets, options.device).run(known->actions);

@@ -36,6 +36,7 @@ void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view) {
                   .dtype = view.dtype,
                   .op = view.op},
                  std::chrono::steady_clock::now());
+  if (!follow_plans_) return;
   const uint64_t so_far = pass.log_.prefix();
   if (!pass.course_ || record.index_ >= pass.course_->prefixes.size() ||
       pass.course_->prefixes[record.index_] != so_far)
@@ -127,7 +128,7 @@ std::vector<Planner::Conditions> StoreCore::conditions_locked() const {
 std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
   const auto now = std::chrono::steady_clock::now();
   pass.stats_.seconds = std::chrono::duration<double>(now - pass.began_).count();
-  if (!pass.logs_ || pass.log_.records() == 0 || closed_) {
+  if (!pass.logs_ || pass.log_.records() == 0 || closed_ || !follow_plans_) {
     planner_.passed_unseen();
     return std::nullopt;
   }

@@ -102,6 +102,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// Recipes that are not cheap are looked for, and used where memory is short as cheap ones are.
   void use_costly_recipes(bool use) noexcept { use_costly_recipes_ = use; }
   bool uses_costly_recipes() const noexcept { return use_costly_recipes_; }
+  /// False: passes keep to the reactive rule, whatever was learned of those before.
+  void follow_plans(bool follow) noexcept { follow_plans_ = follow; }
   /// The record's recipe can be used no longer: its bytes stay, or leave as others do. True where they were let go of
   /// already: the caller has them made again while it can, and lets go of them, and then calls let_leave().
   bool give_recipe_up(Record& record);
@@ -325,6 +327,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
   std::atomic<bool> use_costly_recipes_{false};
+  std::atomic<bool> follow_plans_{true};
   std::atomic<int64_t> recipe_bytes_{0};
   std::atomic<int64_t> recipe_bytes_peak_{0};
 

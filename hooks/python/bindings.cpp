@@ -193,6 +193,7 @@ PYBIND11_MODULE(_ebbtide, module) {
            })
       .def("save_profile", &Store::save_profile)
       .def("report", &Store::report)
+      .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })
       .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
 

@@ -35,6 +35,8 @@ Tensors grads(const at::Tensor& of, const Tensors& to, bool keep = false, bool c
 
 class RecipeTrustTest : public testing::Test {
  protected:
+  RecipeTrustTest() { store_.core()->follow_plans(false); }  // which may find other ways cheaper
+
   /// Calls `forward` under the store, if there is one. Its local variables are gone before the scope ends.
   template <class Forward>
   static auto under(Store* store, Forward&& forward) {

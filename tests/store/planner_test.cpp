@@ -102,6 +102,25 @@ TEST_F(PlannerTest, ATimeThatIsOffForLongIsPlannedForAgainAndEverMoreSeldom) {
   EXPECT_FALSE(passes(log_)) << "one that is as predicted";
 }
 
+// At the scope's end the budget has to hold what a plan keeps, though a backward that came at once would free it in time.
+TEST_F(PlannerTest, WhatIsKeptFitsTheBudget) {
+  PassLog log = log_of({MiB(1), MiB(1), MiB(1)}, 1us);
+  const std::vector<uint32_t> inputs{0};
+  log.set_recipe(1, 0.001, inputs);
+  for (const Bytes budget : {Bytes(0), KiB(512), MiB(1), MiB(2.5)}) {
+    Planner planner{true};
+    std::shared_ptr<const Course> course;
+    for (int i = 0; i < 2; ++i)
+      if (const auto task = planner.ended({.log = log, .seconds = 1, .on = conditions(budget), .crowded = true}))
+        course = task->run();
+    ASSERT_NE(course, nullptr);
+    Bytes kept;
+    for (size_t i = 0; i < 3; ++i)
+      if (course->action(i) == Action::kKeep) kept += MiB(1);
+    EXPECT_LE(kept, budget);
+  }
+}
+
 TEST_F(PlannerTest, AnotherBudgetIsPlannedForAtOnce) {
   for (int i = 0; i < 4; ++i) passes(log_);
   EXPECT_TRUE(passes(log_, conditions(MiB(8))));
