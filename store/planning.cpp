@@ -133,9 +133,13 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
     return std::nullopt;
   }
   pass.log_.end(now);
+  const bool may_plan = plan_for_accelerators_ || std::ranges::none_of(tiers_, [&](const DeviceTier& tier) {
+                          return tier.link && pass.on(tier.index).saved > Bytes(0);
+                        });
   // With nothing below there is nothing to weigh: what has a recipe is redone.
-  const bool crowded = std::ranges::any_of(
-      tiers_, [&](const DeviceTier& tier) { return pass.on(tier.index).saved > tier.budget && (tier.link || spill_); });
+  const bool crowded = may_plan && std::ranges::any_of(tiers_, [&](const DeviceTier& tier) {
+                         return pass.on(tier.index).saved > tier.budget && (tier.link || spill_);
+                       });
   const bool followed = pass.course_ && pass.course_->kind == pass.log_.prefix();
   return planner_.ended(
       {.log = pass.log_,

@@ -104,6 +104,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool uses_costly_recipes() const noexcept { return use_costly_recipes_; }
   /// False: passes keep to the reactive rule, whatever was learned of those before.
   void follow_plans(bool follow) noexcept { follow_plans_ = follow; }
+  /// True: passes on accelerators are planned too. By default they keep to the reactive rule: of their work the clock
+  /// knows when it was asked for, not when it ran.
+  void plan_for_accelerators(bool plan) noexcept { plan_for_accelerators_ = plan; }
   /// The record's recipe can be used no longer: its bytes stay, or leave as others do. True where they were let go of
   /// already: the caller has them made again while it can, and lets go of them, and then calls let_leave().
   bool give_recipe_up(Record& record);
@@ -328,6 +331,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> in_child_{false};
   std::atomic<bool> use_costly_recipes_{false};
   std::atomic<bool> follow_plans_{true};
+  std::atomic<bool> plan_for_accelerators_{false};
   std::atomic<int64_t> recipe_bytes_{0};
   std::atomic<int64_t> recipe_bytes_peak_{0};
 

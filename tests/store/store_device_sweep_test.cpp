@@ -54,6 +54,7 @@ class RandomTraining {
     options.min_bytes = KiB(4);
     if (machine.spills) options.spill_to = {folder};
     core_ = StoreCore::open(options);
+    core_->plan_for_accelerators(true);
     core_->set_warning_handler([](const std::string&) {});
     std::vector<ChaosOptions> chaos;
     for (int i = 0; i < machine.devices; ++i)
