@@ -58,7 +58,7 @@ void StoreCore::note_unpack(Record& record) {
   pass.log_.unpack(record.index_, now);
   if (record.stays_)
     pass.log_.set_mobility(record.index_, Mobility::kStays);
-  else if (record.resident_ && !record.left_ && !record.redone_ && record.resident_->storage &&
+  else if (record.resident_ && !record.unpacked_ && !record.left_ && !record.redone_ && record.resident_->storage &&
            record.resident_->storage->references() > 1)
     pass.log_.set_mobility(record.index_, Mobility::kElsewhere);
 }
