@@ -67,6 +67,27 @@ TEST_F(PlannerTest, TheSecondPassGivesAPlanAndTheFourthABetterOne) {
   EXPECT_EQ(planner_.plans(), 2);
 }
 
+TEST_F(PlannerTest, WhatIsWantedBackComesInTheOrderThatWasSeen) {
+  PassLog log;
+  PassLog::Time now{};
+  for (const Bytes size : sizes_) log.pack({.bytes = size, .moved = size}, now += 1ms);
+  const std::vector<uint32_t> order{7, 0, 3, 11, 1, 9, 2, 10, 4, 8, 5, 6};
+  for (const uint32_t i : order) {
+    log.unpack(i, now += 2ms);
+    log.death(i, now);
+  }
+  log.end(now);
+  passes(log);
+  passes(log);
+  const auto course = planner_.find(log.prefix(), 12);
+  ASSERT_NE(course, nullptr);
+  std::vector<uint32_t> wanted;
+  for (const uint32_t i : order)
+    if (course->action(i) != Action::kKeep) wanted.push_back(i);
+  EXPECT_GE(wanted.size(), 8u) << "of 12 MiB, 4 may stay";
+  EXPECT_EQ(course->plans[0].return_order, wanted);
+}
+
 TEST_F(PlannerTest, WhatFitsIsNotPlannedFor) {
   for (int i = 0; i < 5; ++i) {
     const auto task = planner_.ended({.log = log_, .on = conditions(MiB(64)), .crowded = false});

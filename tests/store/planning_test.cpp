@@ -107,16 +107,13 @@ TEST_F(PlanningTest, NothingIsPlannedForWhatFits) {
   EXPECT_EQ(core->stats().kept.tensors, 6 * 16);
 }
 
-TEST_F(PlanningTest, AnOrderThatIsNotTheReverseIsLearned) {
+TEST_F(PlanningTest, AnOrderThatIsNotTheReverseStaysWithinTheBudget) {
   auto core = open(kBytes * 4);
   const std::vector<size_t> sizes(16, kSize);
   for (int i = 0; i < 4; ++i) step(*core, sizes, upwards(16));
-  // Records 12 to 15 fit, and are asked for last; with the memory of each that is let go the next of the plan comes.
   std::vector<Bytes> held;
   after_unpack_ = [&](size_t) { held.push_back(core->stats().device.bytes); };
-  const double stalls_before = core->stats().stall_s;
   step(*core, sizes, upwards(16));
-  EXPECT_GE(core->stats().stall_s, stalls_before);
   ASSERT_EQ(held.size(), 16u);
   EXPECT_THAT(held, testing::Each(testing::Le(kBytes * 5)));
   EXPECT_EQ(core->plan().size(), 16u);
