@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <tests/hooks/accelerator_support.h>
 #include <tests/hooks/models.h>
+#include <tests/support/eventually.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -41,14 +42,11 @@ Machine::~Machine() {
   // The store's thread sees copies in flight to their end for a second: of a device that answers.
   for (const auto& late : late_) late->be_in_time();
   store_.reset();
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  const auto allocated = [&] { return sim_.allocated(0) + sim_.allocated(1); };
-  while (allocated() > Bytes(0) && std::chrono::steady_clock::now() < deadline) {
+  EXPECT_TRUE(eventually([&] {
     for (c10::DeviceIndex i = 0; i < kDevices; ++i) sim_.chaos(i)->run_all();
     c10::getDeviceAllocator(c10::DeviceType::PrivateUse1)->emptyCache();  // of what recordStream held back
-    std::this_thread::yield();
-  }
-  EXPECT_EQ(allocated(), Bytes(0)) << "device memory outlived the store";
+    return sim_.allocated(0) + sim_.allocated(1) == Bytes(0);
+  })) << "device memory outlived the store";
   if (!mutant_) EXPECT_THAT(sim_.complaints(), IsEmpty());
 }
 

@@ -12,6 +12,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
+#include <tests/support/eventually.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <stdlib.h>
@@ -107,12 +108,10 @@ inline bool same_bits(const std::vector<at::Tensor>& a, const std::vector<at::Te
 /// itself, and only then is its extent free. A thread of the engine's that ran a node while another threw lets go of it
 /// after the backward has returned.
 inline void expect_all_is_over(const Store& store) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  const auto over = [&] {
+  (void)eventually([&] {  // which of them is not over is said below
     const Stats stats = store.stats();
     return stats.spill.bytes + stats.device.bytes + stats.handed_over + stats.referenced_elsewhere == Bytes(0);
-  };
-  while (!over() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  });
   const Stats stats = store.stats();
   EXPECT_EQ(stats.packed.tensors, stats.passed_through.tensors + stats.deduplicated.tensors + stats.saved.tensors);
   EXPECT_EQ(stats.packed.bytes, stats.passed_through.bytes + stats.deduplicated.bytes + stats.saved.bytes);

@@ -7,6 +7,8 @@
 #include <semaphore>
 #include <thread>
 
+#include "tests/support/eventually.h"
+
 namespace ebbtide::nvme {
 namespace {
 
@@ -26,14 +28,8 @@ size_t io_threads() {
   return count;
 }
 
-/// Within a second, as promised. Not a sleep: it yields until the threads are gone.
 bool io_threads_end() {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-  while (io_threads() > 0) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::yield();
-  }
-  return true;
+  return test::eventually([] { return io_threads() == 0; });
 }
 
 class SpillTierContract : public ::testing::TestWithParam<bool> {

@@ -5,11 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -18,6 +16,7 @@
 
 #include "tests/pinned_pool/fake_registrar.h"
 #include "tests/pinned_pool/system_tree.h"
+#include "tests/support/eventually.h"
 
 namespace ebbtide {
 namespace {
@@ -43,16 +42,6 @@ Block get(PinnedPool& pool, Bytes bytes, bool contiguous = false) {
 size_t sum(const Block& block) {
   return std::accumulate(block.chunks().begin(), block.chunks().end(), size_t{0},
                          [](size_t n, const Chunk& c) { return n + c.bytes; });
-}
-
-/// Waits for another thread, without sleeping, for ten seconds at most (a loaded machine).
-bool eventually(const std::function<bool()>& happened) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  while (!happened()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::yield();
-  }
-  return true;
 }
 
 int keepers() {
@@ -126,22 +115,22 @@ TEST(Pool, BlocksOutliveTheirPool) {
     chunked = Block();
     EXPECT_GE(registrar->pinned(), 1u);
     std::thread([last = std::move(single)] {}).join();
-    EXPECT_TRUE(eventually([&] { return registrar->pinned() == 0; }));
+    EXPECT_TRUE(test::eventually([&] { return registrar->pinned() == 0; }));
   }
   EXPECT_EQ(registrar->mismatches(), 0);
 }
 
 TEST(Pool, KeeperEndsWithTheLastOwner) {
-  ASSERT_TRUE(eventually([] { return keepers() == 0; }));
+  ASSERT_TRUE(test::eventually([] { return keepers() == 0; }));
   PoolOptions options = small(MiB(64), MiB(4));
   options.keep_spare = true;
   auto pool = make(options);
   Block block = get(*pool, MiB(1));
-  EXPECT_TRUE(eventually([] { return keepers() == 1; }));
+  EXPECT_TRUE(test::eventually([] { return keepers() == 1; }));
   pool.reset();
   EXPECT_EQ(keepers(), 1);
   block = Block();
-  EXPECT_TRUE(eventually([] { return keepers() == 0; }));
+  EXPECT_TRUE(test::eventually([] { return keepers() == 0; }));
 }
 
 TEST(Pool, SpareIsReadyBeforeItIsNeededAndWithinCapacity) {
@@ -150,10 +139,10 @@ TEST(Pool, SpareIsReadyBeforeItIsNeededAndWithinCapacity) {
   auto pool = make(options);
   std::vector<Block> blocks;
   blocks.push_back(get(*pool, MiB(4)));
-  ASSERT_TRUE(eventually([&] { return pool->stats().slabs == 2; }));
+  ASSERT_TRUE(test::eventually([&] { return pool->stats().slabs == 2; }));
   auto from_spare = pool->acquire({.bytes = MiB(4), .may_grow = false});
   ASSERT_TRUE(from_spare) << from_spare.failure().message;
-  ASSERT_TRUE(eventually([&] { return pool->stats().slabs == 3; }));
+  ASSERT_TRUE(test::eventually([&] { return pool->stats().slabs == 3; }));
   blocks.push_back(get(*pool, MiB(4)));
   EXPECT_EQ(pool->stats().slab_bytes, MiB(12));  // no room for one more spare
   auto refused = pool->acquire({.bytes = MiB(4)});
@@ -166,7 +155,7 @@ TEST(Pool, SpareMakesRoomForALargeRequest) {
   options.keep_spare = true;
   auto pool = make(options);
   const Block first = get(*pool, MiB(1));
-  ASSERT_TRUE(eventually([&] { return pool->stats().slabs == 2; }));
+  ASSERT_TRUE(test::eventually([&] { return pool->stats().slabs == 2; }));
   EXPECT_TRUE(get(*pool, MiB(8), true));
   EXPECT_LE(pool->stats().peak_slab_bytes, MiB(12));
 }

@@ -5,14 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <tests/store/fake_storage.h>
+#include <tests/support/eventually.h>
 
 #include <unistd.h>
 
-#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <vector>
 
 namespace ebbtide::test {
@@ -332,8 +331,7 @@ TEST_F(RedoingTest, TheInputsOfWhatIsRedoneNextAreFetchedAhead) {
   {
     const Memory later = filled(8);
     made.packed.record = pack(*core, pass_, later);
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-    while (core->stats().spill.bytes < kBytes && std::chrono::steady_clock::now() < give_up) std::this_thread::yield();
+    ASSERT_TRUE(eventually([&] { return core->stats().spill.bytes >= kBytes; }));
   }
   release(*core, made);
   // x, whose copy was there first, has left for what was packed last; the backward asks for that first, and lets it go.

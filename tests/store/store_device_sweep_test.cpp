@@ -6,18 +6,16 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdlib>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "tests/store/device_trainer.h"
+#include "tests/support/eventually.h"
 #include "tests/support/sweep.h"
 
 namespace ebbtide::test {
@@ -83,7 +81,7 @@ class RandomTraining {
     }
     for (auto& trainer : trainers_) trainer->drain();
     // The store's own thread may be just letting go of what it looked at last.
-    wait_until([&] {
+    (void)eventually([&] {
       return std::ranges::all_of(trainers_, [](auto& trainer) { return trainer->device().live_bytes() == Bytes(0); });
     });
     for (auto& trainer : trainers_) {
@@ -101,7 +99,7 @@ class RandomTraining {
       EXPECT_TRUE(driver_->thread_is_as_before());
     }
     core_->close();
-    wait_until([&] {
+    (void)eventually([&] {
       (void)core_->trim();
       return core_->stats().host.bytes == Bytes(0);
     });
@@ -183,12 +181,6 @@ class RandomTraining {
     live.saved.clear();
     if (live.began) core_->task_ended(*live.pass, live.task);
     check_budgets();
-  }
-
-  static void wait_until(const std::function<bool()>& done) {
-    const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::seconds(5);
-    while (!done() && std::chrono::steady_clock::now() < give_up_at)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 
   void check_budgets() {

@@ -5,14 +5,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "tests/store/device_trainer.h"
+#include "tests/support/eventually.h"
 
 namespace ebbtide::test {
 namespace {
@@ -58,24 +56,19 @@ class StoreDeviceTest : public testing::Test {
     pass_.reset();
     trainer_->drain();
     // The store's own thread, where it has one, may be just letting go of what it looked at last.
-    until([&] { return trainer_->device().live_bytes() == Bytes(0); });
+    (void)eventually([&] { return trainer_->device().live_bytes() == Bytes(0); });
     EXPECT_EQ(trainer_->wrong(), 0);
     EXPECT_THAT(trainer_->device().races(), IsEmpty());
     EXPECT_THAT(trainer_->device().misuse(), IsEmpty());
     EXPECT_EQ(trainer_->device().live_bytes(), Bytes(0));
     EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
     core_->close();  // waits for the disk
-    until([&] {
+    (void)eventually([&] {
       (void)core_->trim();
       return core_->stats().host.bytes == Bytes(0);
     });
     EXPECT_EQ(core_->stats().host.bytes, Bytes(0));
     EXPECT_LE(core_->stats().host.peak_bytes, core_->stats().host.budget_bytes);
-  }
-
-  static void until(const std::function<bool()>& done) {
-    const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::seconds(5);
-    while (!done() && std::chrono::steady_clock::now() < give_up_at) std::this_thread::yield();
   }
 
   TemporaryFolder folder_{"ebbtide-device-"};
@@ -577,10 +570,7 @@ TEST_F(StoreDeviceTest, TheLinkThreadSinksWhileTheCallerComputesAndEndsWithTheCo
     std::vector<DeviceTrainer::Saved> saved;
     for (uint64_t i = 0; i < 56; ++i) saved.push_back(trainer->save(pass, i, kSize));
     core->scope_ended(pass);
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-    while (core->stats().spill.bytes == Bytes(0) && std::chrono::steady_clock::now() < give_up)
-      std::this_thread::yield();
-    EXPECT_GT(core->stats().spill.bytes, Bytes(0));
+    EXPECT_TRUE(eventually([&] { return core->stats().spill.bytes > Bytes(0); }));
     while (!saved.empty()) {
       (void)trainer->use(saved.back());
       saved.pop_back();
@@ -590,9 +580,7 @@ TEST_F(StoreDeviceTest, TheLinkThreadSinksWhileTheCallerComputesAndEndsWithTheCo
     EXPECT_THAT(trainer->device().races(), IsEmpty());
     EXPECT_EQ(trainer->device().live_bytes(), Bytes(0));
   }
-  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-  while (!weak.expired() && std::chrono::steady_clock::now() < give_up) std::this_thread::yield();
-  EXPECT_TRUE(weak.expired());
+  EXPECT_TRUE(eventually([&] { return weak.expired(); }));
 }
 
 struct Mutant {
