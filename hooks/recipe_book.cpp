@@ -3,6 +3,7 @@
 #include <ebbtide/hooks/recipe_search.h>
 #include <ebbtide/hooks/recipe_table.h>
 #include <ebbtide/hooks/redo_environment.h>
+#include <ebbtide/hooks/two_values.h>
 
 #include <ATen/ops/any.h>
 #include <ATen/ops/empty.h>
@@ -30,9 +31,10 @@ at::Tensor result_behind(const RecipeBook::Packed& packed) {
   return result;
 }
 
-at::Tensor all_bytes(const c10::Storage& storage) {
-  return at::empty({0}, at::TensorOptions(storage.device()).dtype(at::kByte))
-      .set_(storage, 0, {static_cast<int64_t>(storage.nbytes())});
+/// All that is in the storage, in a row.
+at::Tensor all_of(const c10::Storage& storage, at::ScalarType dtype) {
+  const auto count = static_cast<int64_t>(storage.nbytes() / c10::elementSize(dtype));
+  return at::empty({0}, at::TensorOptions(storage.device()).dtype(dtype)).set_(storage, 0, {count});
 }
 
 }  // namespace
@@ -70,15 +72,23 @@ void RecipeBook::note(const Packed& packed) {
 std::shared_ptr<const TorchRecipe> RecipeBook::packed(StoreCore& core, const Packed& packed, bool needs_none) {
   if (packed.version == 0 && packed.tensor.unsafeGetTensorImpl()->version_counter().enabled()) note(packed);
   if (needs_none) return nullptr;
+  Found found = of_op(core, packed);
+  if (!found.recipe) found.recipe = of_bits(packed);
+  if (!found.recipe || found.on_trial) return std::move(found.recipe);
+  core.offer_recipe(*packed.record, std::move(found.recipe));
+  return nullptr;
+}
+
+RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed) {
   const at::Tensor result = result_behind(packed);
-  if (!result.defined()) return nullptr;
+  if (!result.defined()) return {};
   const auto node = result.grad_fn();
   const RecipeRow* row = recipe_row(*node);
-  if (row == nullptr || row->is_view || (row->costly && !core.uses_costly_recipes())) return nullptr;
+  if (row == nullptr || row->is_view || (row->costly && !core.uses_costly_recipes())) return {};
   const RedoEnvironment environment(result.device(), at::get_num_threads());
   RecipeSearch search(*this, result, core.uses_costly_recipes());
   std::optional<Step> step = search.run();
-  if (!step) return nullptr;
+  if (!step) return {};
   auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
   const bool rests_on_parameters = !recipe->parameters().empty();
   const bool has_fingerprint = result.device().is_cpu() && (rests_on_parameters || !recipe->cheap());
@@ -86,12 +96,18 @@ std::shared_ptr<const TorchRecipe> RecipeBook::packed(StoreCore& core, const Pac
   // on parameters is.
   const bool taken_on_trust = has_fingerprint && !search.sound() && !recipe->cheap() && trust_.possible();
   if (judge(core, packed, result, *recipe, search.site(), !search.sound() && !taken_on_trust) != Verdict::kEqual)
-    return nullptr;
+    return {};
   if (has_fingerprint) recipe->expect(result.storage());
   if (rests_on_parameters) watch(packed, recipe);
-  if ((rests_on_parameters || taken_on_trust) && !trust_.earned()) return recipe;
-  core.offer_recipe(*packed.record, std::move(recipe));
-  return nullptr;
+  return {std::move(recipe), (rests_on_parameters || taken_on_trust) && !trust_.earned()};
+}
+
+std::shared_ptr<TorchRecipe> RecipeBook::of_bits(const Packed& packed) const {
+  const at::Tensor& tensor = packed.tensor;
+  if (!tensor.device().is_cpu() || tensor.storage().nbytes() % tensor.element_size() != 0) return nullptr;
+  const at::Tensor all = all_of(tensor.storage(), tensor.scalar_type());
+  std::optional<Step> step = as_bits(all);
+  return step ? std::make_shared<TorchRecipe>(std::move(*step), all, packed.origin, cache_) : nullptr;
 }
 
 bool RecipeBook::may_read(const at::Tensor& parameter) const {
@@ -201,7 +217,7 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
 /// waits.
 void RecipeBook::compare_on_device(const Packed& packed, const c10::Storage& made, const c10::Storage& saved,
                                    const std::string& site) {
-  const at::Tensor differs = at::any(at::ne(all_bytes(made), all_bytes(saved)));
+  const at::Tensor differs = at::any(at::ne(all_of(made, at::kByte), all_of(saved, at::kByte)));
   // A copy to memory that is not pinned would wait; only CUDA has torch pin memory.
   const at::Tensor on_host = at::empty({}, at::TensorOptions().dtype(at::kBool).pinned_memory(differs.is_cuda()));
   on_host.copy_(differs, /*non_blocking=*/true);

@@ -95,7 +95,16 @@ class RecipeBook {
     c10::Device device;
   };
 
+  struct Found {
+    std::shared_ptr<TorchRecipe> recipe;
+    bool on_trial = false;
+  };
+
   void note(const Packed& packed);
+  /// Runs the op again that made it.
+  Found of_op(StoreCore& core, const Packed& packed);
+  /// As as_bits.
+  std::shared_ptr<TorchRecipe> of_bits(const Packed& packed) const;
   void watch(const Packed& packed, const std::shared_ptr<const TorchRecipe>& recipe);
   Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, TorchRecipe& recipe,
                 const std::string& site, bool every_time);
