@@ -41,7 +41,9 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
       continue;
     }
     if (over && !closed_ && tier.link) {
+      const bool was_full = host_full_;
       if (hasten(lock, tier)) continue;
+      if (was_full && !host_full_) continue;  // the lock was let go of, and meanwhile something made room
       if (host_full_ && sinking_ > Bytes(0)) {
         wait(lock, pass, [&] { return !host_full_ || sinking_ == Bytes(0); });
         continue;
