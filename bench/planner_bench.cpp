@@ -1,22 +1,24 @@
 // How long planning takes, and how near plans come to the least time possible. Prints one row of JSON a line.
 #include <ebbtide/store/plan.h>
 
-#include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
+#include <filesystem>
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "pass_cost.h"
 #include "tests/store/profiles.h"
 
 namespace {
 
 using namespace ebbtide;
+using namespace ebbtide::bench;
 using namespace ebbtide::test;
 
 void print_row(const std::string& name, double value, const char* unit, const std::string& goal, const char* met) {
@@ -33,13 +35,6 @@ void print_at_most(const std::string& name, double value, const char* unit, doub
 
 Budgets share(const Profile& profile, int percent) {
   return {.device = saved(profile) * percent / 100};
-}
-
-/// Of this thread: on a busy machine the wall clock tells of its other programs.
-double cpu_seconds() {
-  timespec now{};
-  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) != 0) std::abort();
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 /// CPU seconds of the fastest of some plans.
@@ -105,9 +100,24 @@ double worst_against_brute_force(int passes) {
   return worst;
 }
 
+void print_pass_cost() {
+  const auto folder = std::filesystem::temp_directory_path() / ("ebbtide-planner-bench-" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  const PassCost few = KeptTensors(1'000, folder.string()).measure(200);
+  const PassCost many = KeptTensors(100'000, folder.string()).measure(5);
+  std::filesystem::remove_all(folder);
+  print_at_most("a pack under a plan, to what is decided of it, 1,000 a pass, CPU time", 1e9 * few.pack, "ns", 300);
+  print_at_most("a pack, 100,000 a pass to 1,000", many.pack / few.pack, "times", 2);
+  print_row("a tensor under a plan, from its pack to its death, 1,000 a pass", 1e9 * few.whole, "ns", "", "null");
+  print_at_most("a tensor from its pack to its death, 100,000 a pass to 1,000", many.whole / few.whole, "times", 2);
+  print_row("these passes followed plans", few.planned && many.planned, "", "== 1",
+            few.planned && many.planned ? "true" : "false");
+}
+
 }  // namespace
 
 int main() {
+  print_pass_cost();
   print_at_most("plan of 1,008 records, CPU time", 1e3 * fastest(84, 9), "ms", 15);
   print_at_most("plan of 100,008 records, CPU time", fastest(8334, 1), "s", 2);
   int above = 0;
