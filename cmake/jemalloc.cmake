@@ -47,6 +47,16 @@ if(EBBTIDE_CCACHE)
   set(_jemalloc_cc "${EBBTIDE_CCACHE} ${CMAKE_C_COMPILER}")
 endif()
 
+# The largest page size that a kernel of this architecture may have: jemalloc stops where the system's is larger, not where it is smaller.
+set(_jemalloc_lg_page 12)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set(_jemalloc_lg_page 16)
+endif()
+set(_jemalloc_host)
+if(CMAKE_CROSSCOMPILING)
+  set(_jemalloc_host --host=${CMAKE_SYSTEM_PROCESSOR}-linux-gnu)
+endif()
+
 set(_jemalloc_dir ${PROJECT_BINARY_DIR}/jemalloc)
 set(_jemalloc_library ${_jemalloc_dir}/source/lib/libjemalloc_pic.a)
 ExternalProject_Add(ebbtide_jemalloc_build
@@ -60,7 +70,7 @@ ExternalProject_Add(ebbtide_jemalloc_build
     "CC=${_jemalloc_cc}" "CFLAGS=-O2 -fvisibility=hidden"
     --with-jemalloc-prefix=ebbtide_je_ --with-private-namespace=ebbtide_je_priv_
     --disable-cxx --disable-initial-exec-tls --disable-cache-oblivious --disable-libdl --disable-doc --disable-shared
-    --without-export --with-lg-page=12 --with-lg-hugepage=21
+    --without-export --with-lg-page=${_jemalloc_lg_page} --with-lg-hugepage=21 ${_jemalloc_host}
   BUILD_COMMAND make -j2 lib/libjemalloc_pic.a
   INSTALL_COMMAND ""
   BUILD_BYPRODUCTS ${_jemalloc_library}

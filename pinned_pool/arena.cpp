@@ -1,5 +1,7 @@
 #include <ebbtide/pinned_pool/arena.h>
 
+#include <ebbtide/pinned_pool/page.h>
+
 #include <jemalloc/jemalloc.h>
 #include <sys/mman.h>
 
@@ -19,6 +21,11 @@ struct ArenaConfig {
 
 Failure jemalloc_failure(const std::string& call, int error) {
   return Failure{FailureCode::kUnsupported, error, "jemalloc refused " + call + ": " + std::strerror(error)};
+}
+
+/// How an arena is allocated from.
+int flags_of(unsigned index) {
+  return static_cast<int>(MALLOCX_ARENA(index)) | MALLOCX_TCACHE_NONE | static_cast<int>(MALLOCX_ALIGN(page_bytes()));
 }
 
 /// Forgets all that the arena has, without touching it.
@@ -123,14 +130,14 @@ std::optional<Arena::Allocation> Arena::allocate(size_t bytes) noexcept {
   const std::shared_lock gate(gate_);
   if (!open_) return std::nullopt;
   live_.fetch_add(1, std::memory_order_relaxed);
-  auto* data = static_cast<std::byte*>(
-      ebbtide_je_mallocx(bytes, MALLOCX_ARENA(index_) | MALLOCX_TCACHE_NONE | MALLOCX_LG_ALIGN(12)));
+  auto* data = static_cast<std::byte*>(ebbtide_je_mallocx(bytes, flags_of(index_)));
   if (data == nullptr) {
     live_.fetch_sub(1, std::memory_order_release);
     return std::nullopt;
   }
   const std::lock_guard lock(slabs_mutex_);
-  return Allocation{data, find_locked(data)->second.slab.number};
+  const NumberedSlab& from = find_locked(data)->second.slab;
+  return Allocation{data, from.number, &from.slab};
 }
 
 void Arena::deallocate(std::byte* data) noexcept {
@@ -143,8 +150,7 @@ void Arena::deallocate(std::byte* data) noexcept {
 void Arena::prime() noexcept {
   const std::lock_guard gate(gate_);
   if (!open_ || primed_.load(std::memory_order_relaxed)) return;
-  const int flags = MALLOCX_ARENA(index_) | MALLOCX_TCACHE_NONE | MALLOCX_LG_ALIGN(12);
-  if (void* whole = ebbtide_je_mallocx(slab_bytes_, flags)) {
+  if (void* whole = ebbtide_je_mallocx(slab_bytes_, flags_of(index_))) {
     ebbtide_je_dallocx(whole, MALLOCX_TCACHE_NONE);
     primed_.store(true, std::memory_order_release);
   }

@@ -38,10 +38,11 @@ class Arena {
 
   struct Allocation {
     std::byte* data;
-    uint32_t slab;
+    uint32_t slab;       ///< its number
+    const Slab* memory;  ///< while this is not deallocated
   };
-  /// `bytes` <= slab_bytes, aligned to 4096, inside one slab. Uses a ready slab if it must. None: push a slab and try
-  /// again.
+  /// `bytes` <= slab_bytes, aligned to the system's pages, inside one slab. Uses a ready slab if it must. None: push a
+  /// slab and try again.
   std::optional<Allocation> allocate(size_t bytes) noexcept;
   void deallocate(std::byte* data) noexcept;
 

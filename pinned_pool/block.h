@@ -12,21 +12,22 @@
 
 namespace ebbtide {
 
-/// One run of host memory inside one slab, aligned to 4096. What lies between its end and the next multiple of 4096
-/// belongs to it too (direct I/O wants whole pages).
+/// One run of host memory inside one slab and, if pinned, one registration; aligned to 4096. What lies between its end
+/// and the next multiple of 4096 belongs to it too (direct I/O wants whole pages).
 struct Chunk {
   std::byte* data = nullptr;
   size_t bytes = 0;
   uint32_t slab = 0;  ///< the slab's number in its pool, below the number of slabs alive at once; goes to another slab
                       ///< when this one is unmapped
+  bool continues = false;  ///< lies right behind the chunk before it, parted only by registrations: the pool's concern
 };
 
 namespace pinned_pool {
 class PoolState;
 }
 
-/// Host memory for one record: chunks of at most 32 MiB (or one single chunk, if asked for contiguous), all on one NUMA
-/// node, each inside one slab.
+/// Host memory for one record: chunks of at most 32 MiB, all on one NUMA node, each inside one slab; or one single chunk,
+/// if asked for contiguous.
 ///
 /// Lifetime: gives its chunks back when destroyed, also after the pool's owner is gone. Never waits. In a forked child
 /// it gives nothing back: the

@@ -35,13 +35,17 @@ struct PoolStats {
   Bytes live_bytes;  ///< in blocks now, as asked for
   Bytes peak_live_bytes;
   int64_t slabs = 0;
-  int64_t growths = 0;           ///< slabs ever mapped
-  int64_t refusals = 0;          ///< acquire() that said no
-  int64_t other_node = 0;        ///< blocks that came from another node than asked
-  bool huge_pages = false;       ///< for all slabs there are
-  bool pinned = false;           ///< all slabs there are
-  std::string pageable_because;  ///< the first reason; empty when pinned
-  std::string unbound_because;   ///< why slabs are not bound to a node; empty when bound or not asked to be
+  int64_t growths = 0;            ///< slabs ever mapped
+  int64_t refusals = 0;           ///< acquire() that said no
+  int64_t other_node = 0;         ///< blocks that came from another node than asked
+  int64_t returns = 0;            ///< slabs unmapped again, to make room or by trim()
+  double growing_s = 0;           ///< spent on making slabs, spares included
+  Bytes pinned_bytes;             ///< of slab_bytes
+  bool huge_pages = false;        ///< for all slabs there are
+  bool pinned = false;            ///< all slabs there are
+  std::string pageable_because;   ///< the first reason; empty when pinned
+  std::string unbound_because;    ///< why slabs are not bound to a node; empty when bound or not asked to be
+  std::string inherited_because;  ///< why a forked child inherits them though it must not; empty otherwise
 };
 
 /// Host memory in slabs that are bound to a NUMA node, prefaulted and pinned once, then lent in blocks for about a
@@ -63,10 +67,11 @@ class PinnedPool {
   struct Request {
     Bytes bytes;
     NumaNode node = kAnyNode;  ///< any: the calling thread's
-    bool contiguous = false;   ///< one chunk (CPU tensors live in it); else chunks of at most 32 MiB
-    bool may_grow = true;      ///< false: only from slabs that are there (never maps, never waits for pages)
+    bool contiguous =
+        false;             ///< one chunk (CPU tensors live in it), registrations or not; else chunks of at most 32 MiB
+    bool may_grow = true;  ///< false: only from slabs that are there (never maps, never waits for pages)
   };
-  /// Memory aligned to 4096 bytes, contents unspecified. Errors: kOverCapacity with numbers, kInvalid for zero bytes,
+  /// Memory aligned to the system's pages, contents unspecified. Errors: kOverCapacity with numbers, kInvalid for zero bytes,
   /// kUnsupported in a forked child.
   Result<Block> acquire(const Request& request);
 

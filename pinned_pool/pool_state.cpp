@@ -1,5 +1,7 @@
 #include <ebbtide/pinned_pool/pool_state.h>
 
+#include <ebbtide/pinned_pool/page.h>
+
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -13,7 +15,6 @@
 namespace ebbtide::pinned_pool {
 namespace {
 
-constexpr size_t kPage = 4096;
 constexpr size_t kChunkBytes = size_t{32} << 20;
 
 size_t round_up(size_t bytes, size_t unit) {
@@ -21,6 +22,17 @@ size_t round_up(size_t bytes, size_t unit) {
 }
 Bytes as_bytes(size_t bytes) {
   return Bytes(static_cast<int64_t>(bytes));
+}
+
+/// Adds memory as chunks that no seam between registrations crosses: a device's copy may not.
+void append_parted(Few<Chunk>& chunks, const Arena::Allocation& from, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    std::byte* data = from.data + done;
+    const size_t part =
+        std::min(bytes - done, from.memory->pins().to_seam(static_cast<size_t>(data - from.memory->data())));
+    chunks.push_back({data, part, from.slab, /*continues=*/done != 0});
+    done += part;
+  }
 }
 
 size_t default_slab_bytes(Bytes capacity) {
@@ -157,41 +169,49 @@ Result<PoolState::Lent> PoolState::acquire(const PinnedPool::Request& request) {
 
 Result<Few<Chunk>> PoolState::acquire_on(size_t home, const PinnedPool::Request& request) {
   const auto bytes = static_cast<size_t>(request.bytes.count());
-  const size_t piece = request.contiguous ? bytes : std::min(kChunkBytes, slab_bytes_);
   Few<Chunk> chunks;
-  for (size_t offset = 0; offset < bytes; offset += piece) {
-    const size_t length = std::min(piece, bytes - offset);
-    auto chunk = length > slab_bytes_ ? acquire_dedicated(home, length, request.may_grow)
-                                      : acquire_piece(home, length, request.may_grow);
-    if (!chunk) {
-      for (const Chunk& taken : chunks) give_back(taken, home);
-      return std::move(chunk).failure();
-    }
+  if (request.contiguous && bytes > slab_bytes_) {
+    auto chunk = acquire_dedicated(home, bytes, request.may_grow);
+    if (!chunk) return std::move(chunk).failure();
     chunks.push_back(chunk.value());
+    return chunks;
+  }
+  const size_t most = request.contiguous ? bytes : std::min(kChunkBytes, slab_bytes_);
+  for (size_t offset = 0; offset < bytes; offset += most) {
+    const size_t length = std::min(most, bytes - offset);
+    auto piece = acquire_piece(home, length, request.may_grow);
+    if (!piece) {
+      for (const Chunk& taken : chunks) give_back(taken, home);
+      return std::move(piece).failure();
+    }
+    if (request.contiguous) {
+      chunks.push_back({piece.value().data, length, piece.value().slab});
+    } else {
+      append_parted(chunks, piece.value(), length);
+    }
   }
   return chunks;
 }
 
-Result<Chunk> PoolState::acquire_piece(size_t home, size_t bytes, bool may_grow) {
+Result<Arena::Allocation> PoolState::acquire_piece(size_t home, size_t bytes, bool may_grow) {
   Arena& arena = *homes_[home].arena;
   const uint64_t growths = arena.growths();
-  const auto attempt = [&]() -> std::optional<Chunk> {
-    const auto found = arena.allocate(round_up(bytes, kPage));
-    if (!found) return std::nullopt;
-    if (has_keeper_ && arena.growths() != growths) {
+  const auto attempt = [&]() -> std::optional<Arena::Allocation> {
+    const auto found = arena.allocate(round_up(bytes, page_bytes()));
+    if (found && has_keeper_ && arena.growths() != growths) {
       const std::lock_guard lock(mutex_);
       spare_wanted_ = home;
       keeper_wakes_.notify_one();
     }
-    return Chunk{found->data, bytes, found->slab};
+    return found;
   };
 
-  if (const auto chunk = attempt()) return *chunk;
+  if (const auto piece = attempt()) return *piece;
   if (!may_grow)
     return Failure{FailureCode::kOverCapacity, 0, "no slab that is there has " + to_string(as_bytes(bytes)) + " free"};
   const std::lock_guard growing(grow_mutex_);
   while (true) {
-    if (const auto chunk = attempt()) return *chunk;
+    if (const auto piece = attempt()) return *piece;
     // Slabs are pushed under grow_mutex_ only: a ready one that did not help means that jemalloc itself has given up.
     if (arena.has_ready()) return Failure{FailureCode::kUnsupported, 0, "jemalloc does not take slabs any more"};
     auto slab = make_slab(home, slab_bytes_, true);
@@ -233,11 +253,13 @@ void PoolState::release(std::span<const Chunk> chunks, Bytes size, NumaNode node
   if (chunks.empty() || forked()) return;
   size_t home = 0;
   while (homes_[home].node != node) ++home;
-  for (const Chunk& chunk : chunks) give_back(chunk, home);
+  // Before another thread can have the memory and count it: else the peak of what is lent came out above what there is.
   live_.fetch_sub(size.count(), std::memory_order_relaxed);
+  for (const Chunk& chunk : chunks) give_back(chunk, home);
 }
 
 void PoolState::give_back(const Chunk& chunk, size_t home) noexcept {
+  if (chunk.continues) return;
   if (chunk.bytes <= slab_bytes_) {
     homes_[home].arena->deallocate(chunk.data);
     return;
@@ -274,6 +296,7 @@ Result<NumberedSlab> PoolState::make_slab(size_t home, size_t bytes, bool may_ev
     if (number == numbers_.size()) numbers_.push_back(false);
     numbers_[number] = true;
   }
+  const auto start = std::chrono::steady_clock::now();
   auto slab = Slab::make({.bytes = bytes,
                           .topology = topology_.get(),
                           .node = homes_[home].node,
@@ -281,6 +304,7 @@ Result<NumberedSlab> PoolState::make_slab(size_t home, size_t bytes, bool may_ev
                           .survives_fork = options_.survives_fork,
                           .cancelled = may_evict ? nullptr : &cancelled_});
   const std::lock_guard lock(mutex_);
+  growing_ += std::chrono::steady_clock::now() - start;
   if (!slab) {
     mapped_ -= as_bytes(bytes);
     numbers_[number] = false;
@@ -290,9 +314,11 @@ Result<NumberedSlab> PoolState::make_slab(size_t home, size_t bytes, bool may_ev
   ++slabs_;
   ++growths_;
   small_page_slabs_ += made.huge_pages() ? 0 : 1;
+  pinned_ += as_bytes(made.pins().bytes());
   pageable_slabs_ += made.pageable_because().empty() ? 0 : 1;
   if (pageable_because_.empty()) pageable_because_ = made.pageable_because();
   if (unbound_because_.empty()) unbound_because_ = made.unbound_because();
+  if (inherited_because_.empty()) inherited_because_ = made.inherited_because();
   return NumberedSlab{std::move(slab).value(), number};
 }
 
@@ -376,6 +402,7 @@ Bytes PoolState::evict(Bytes bytes) {
 void PoolState::unmap(NumberedSlab gone) noexcept {
   const bool small_pages = !gone.slab.huge_pages();
   const bool pageable = !gone.slab.pageable_because().empty();
+  const Bytes pinned = as_bytes(gone.slab.pins().bytes());
   const Bytes bytes = as_bytes(gone.slab.bytes());
   const uint32_t number = gone.number;
   { const NumberedSlab dies_here = std::move(gone); }  // only what is unmapped may be counted as free
@@ -383,6 +410,8 @@ void PoolState::unmap(NumberedSlab gone) noexcept {
   mapped_ -= bytes;
   numbers_[number] = false;
   --slabs_;
+  ++returns_;
+  pinned_ -= pinned;
   small_page_slabs_ -= small_pages ? 1 : 0;
   pageable_slabs_ -= pageable ? 1 : 0;
 }
@@ -453,10 +482,14 @@ PoolStats PoolState::stats() const {
   stats.peak_slab_bytes = peak_mapped_;
   stats.slabs = slabs_;
   stats.growths = growths_;
+  stats.returns = returns_;
+  stats.growing_s = std::chrono::duration<double>(growing_).count();
+  stats.pinned_bytes = pinned_;
   stats.huge_pages = slabs_ > 0 && small_page_slabs_ == 0;
   stats.pinned = slabs_ > 0 && pageable_slabs_ == 0;
   if (!stats.pinned) stats.pageable_because = pageable_because_;
   stats.unbound_because = unbound_because_;
+  stats.inherited_because = inherited_because_;
   return stats;
 }
 

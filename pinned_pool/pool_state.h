@@ -10,6 +10,7 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -67,7 +68,7 @@ class PoolState {
 
   size_t home_of(NumaNode node) const noexcept;
   Result<Few<Chunk>> acquire_on(size_t home, const PinnedPool::Request& request);
-  Result<Chunk> acquire_piece(size_t home, size_t bytes, bool may_grow);
+  Result<Arena::Allocation> acquire_piece(size_t home, size_t bytes, bool may_grow);
   Result<Chunk> acquire_dedicated(size_t home, size_t bytes, bool may_grow);
   std::optional<Chunk> reuse_dedicated(size_t home, size_t bytes);
   void give_back(const Chunk& chunk, size_t home) noexcept;
@@ -99,10 +100,14 @@ class PoolState {
   Bytes peak_mapped_;
   int64_t slabs_ = 0;
   int64_t growths_ = 0;
+  int64_t returns_ = 0;
+  std::chrono::nanoseconds growing_{0};
+  Bytes pinned_;
   int64_t small_page_slabs_ = 0;
   int64_t pageable_slabs_ = 0;
   std::string pageable_because_;
   std::string unbound_because_;
+  std::string inherited_because_;
   std::optional<size_t> spare_wanted_;  ///< for this home
   bool stopping_ = false;
   std::condition_variable keeper_wakes_;

@@ -4,52 +4,13 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14; older C libraries do not name it
-#endif
-
 namespace ebbtide::pinned_pool {
-namespace {
-
-/// Prefaulting goes in pieces, so that it can be timed and cancelled.
-constexpr size_t kPiece = size_t{64} << 20;
-
-/// A piece takes 10 ms with huge pages and 25 ms with small ones. On a fragmented host the kernel compacts memory for
-/// every huge page, and takes seconds: small pages it is then.
-constexpr std::chrono::milliseconds kCrawling{250};
-
-bool kernel_gives_huge_pages() {
-  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
-  std::string setting;
-  return std::getline(file, setting) && setting.find("[never]") == std::string::npos;
-}
-
-/// Makes every page present without changing what it holds. Errors: kOverCapacity.
-Status populate(std::byte* data, size_t bytes) {
-  while (::madvise(data, bytes, MADV_POPULATE_WRITE) != 0) {
-    const int error = errno;
-    if (error == EINTR || error == EAGAIN) continue;
-    if (error == EINVAL || error == ENOSYS) {  // an older kernel, or a sandbox without it
-      for (size_t offset = 0; offset < bytes; offset += 4096)
-        *reinterpret_cast<volatile std::byte*>(data + offset) = std::byte{0};
-      return success();
-    }
-    return Failure{FailureCode::kOverCapacity, error,
-                   "the kernel has no pages for host memory: " + std::string(std::strerror(error))};
-  }
-  return success();
-}
-
-}  // namespace
 
 std::byte* map_aligned(size_t bytes) noexcept {
   // mmap aligns to pages only: map a huge page more and cut both ends off.
@@ -73,19 +34,6 @@ Result<Slab> Slab::map(size_t bytes) {
   return Slab(data, bytes);
 }
 
-Status Slab::prefault(const std::atomic<bool>* cancelled) {
-  for (size_t offset = 0; offset < bytes_; offset += kPiece) {
-    if (cancelled != nullptr && cancelled->load(std::memory_order_relaxed))
-      return Failure{FailureCode::kCancelled, 0, "the pool is closing"};
-    const auto start = std::chrono::steady_clock::now();
-    if (Status status = populate(data_ + offset, std::min(kPiece, bytes_ - offset)); !status) return status;
-    if (huge_pages_ && offset + kPiece < bytes_ && std::chrono::steady_clock::now() - start > kCrawling) {
-      huge_pages_ = ::madvise(data_ + offset + kPiece, bytes_ - offset - kPiece, MADV_NOHUGEPAGE) != 0;
-    }
-  }
-  return success();
-}
-
 Result<Slab> Slab::make(const Request& request) {
   Result<Slab> mapped = map(request.bytes);
   if (!mapped) return mapped;
@@ -97,19 +45,19 @@ Result<Slab> Slab::make(const Request& request) {
       slab.unbound_because_ = std::move(bound).failure().message;
     }
   }
-  slab.huge_pages_ = ::madvise(slab.data_, slab.bytes_, MADV_HUGEPAGE) == 0 && kernel_gives_huge_pages();
   // A DMA target must not become copy-on-write in a forked data loader: the device would go on writing to the child's
   // page.
   if (!request.survives_fork && ::madvise(slab.data_, slab.bytes_, MADV_DONTFORK) != 0)
-    std::perror("ebbtide: MADV_DONTFORK");
-  if (Status status = slab.prefault(request.cancelled); !status) return std::move(status).failure();
+    slab.inherited_because_ = std::string("madvise(MADV_DONTFORK): ") + std::strerror(errno);
+  auto huge_pages = prefault({.data = slab.data_, .bytes = slab.bytes_, .cancelled = request.cancelled});
+  if (!huge_pages) return std::move(huge_pages).failure();
+  slab.huge_pages_ = huge_pages.value();
 
   if (request.registrar == nullptr) {
     slab.pageable_because_ = "no device asked for pinned memory";
-  } else if (Status pinned = request.registrar->pin(slab.data_, slab.bytes_); pinned) {
-    slab.pinned_by_ = request.registrar;
   } else {
-    slab.pageable_because_ = std::move(pinned).failure().message;
+    slab.pins_ = Pins::make(*request.registrar, slab.data_, slab.bytes_);
+    slab.pageable_because_ = slab.pins_.refused_because();
   }
   return mapped;
 }
@@ -117,14 +65,15 @@ Result<Slab> Slab::make(const Request& request) {
 Slab::Slab(Slab&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       bytes_(other.bytes_),
-      pinned_by_(std::exchange(other.pinned_by_, nullptr)),
+      pins_(std::move(other.pins_)),
       huge_pages_(other.huge_pages_),
       pageable_because_(std::move(other.pageable_because_)),
-      unbound_because_(std::move(other.unbound_because_)) {}
+      unbound_because_(std::move(other.unbound_because_)),
+      inherited_because_(std::move(other.inherited_because_)) {}
 
 Slab::~Slab() {
   if (data_ == nullptr) return;
-  if (pinned_by_ != nullptr) pinned_by_->unpin(data_, bytes_);
+  pins_ = Pins();
   if (::munmap(data_, bytes_) != 0) std::perror("ebbtide: munmap");
 }
 

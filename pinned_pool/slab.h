@@ -3,6 +3,8 @@
 
 #include <ebbtide/pinned_pool/host_registrar.h>
 #include <ebbtide/pinned_pool/numa_node.h>
+#include <ebbtide/pinned_pool/pins.h>
+#include <ebbtide/pinned_pool/prefault.h>
 #include <ebbtide/pinned_pool/result.h>
 #include <ebbtide/pinned_pool/topology.h>
 
@@ -11,8 +13,6 @@
 #include <string>
 
 namespace ebbtide::pinned_pool {
-
-inline constexpr size_t kHugePage = size_t{2} << 20;
 
 /// Memory that nothing has touched, aligned to a huge page. `bytes`: a multiple of that. Null, and errno: there is none.
 std::byte* map_aligned(size_t bytes) noexcept;
@@ -43,22 +43,26 @@ class Slab {
   std::byte* data() const noexcept { return data_; }
   size_t bytes() const noexcept { return bytes_; }
   bool huge_pages() const noexcept { return huge_pages_; }  ///< asked for, and the kernel's setting allows them
-  const std::string& pageable_because() const noexcept { return pageable_because_; }  ///< empty when pinned
+  const Pins& pins() const noexcept { return pins_; }
+  const std::string& pageable_because() const noexcept { return pageable_because_; }  ///< empty when all is pinned
   const std::string& unbound_because() const noexcept {
     return unbound_because_;
   }  ///< empty when bound, or not asked to be
+  const std::string& inherited_because() const noexcept {
+    return inherited_because_;
+  }  ///< empty when a forked child does not inherit it, or may
 
  private:
   Slab(std::byte* data, size_t bytes) noexcept : data_(data), bytes_(bytes) {}
   static Result<Slab> map(size_t bytes);
-  Status prefault(const std::atomic<bool>* cancelled);
 
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
-  HostRegistrar* pinned_by_ = nullptr;
+  Pins pins_;
   bool huge_pages_ = false;
   std::string pageable_because_;
   std::string unbound_because_;
+  std::string inherited_because_;
 };
 
 }  // namespace ebbtide::pinned_pool

@@ -20,7 +20,11 @@ namespace ebbtide {
 namespace {
 
 constexpr int kThreads = 4;
-constexpr int kSteps = 25'000;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kSteps = 25'000;  // of each thread
+#else
+constexpr int kSteps = 250'000;
+#endif
 constexpr Bytes kCapacity = MiB(48);
 constexpr Bytes kSlab = MiB(4);
 

@@ -8,41 +8,24 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "tests/pinned_pool/fake_registrar.h"
+#include "tests/pinned_pool/pool_support.h"
 #include "tests/pinned_pool/system_tree.h"
 #include "tests/support/eventually.h"
 
 namespace ebbtide {
 namespace {
 
+using test::get;
+using test::make;
+using test::small;
+using test::sum;
 using testing::HasSubstr;
-
-PoolOptions small(Bytes capacity, Bytes slab) {
-  return {.capacity = capacity, .slab_bytes = slab, .keep_spare = false};
-}
-
-std::unique_ptr<PinnedPool> make(PoolOptions options) {
-  auto pool = PinnedPool::create(std::move(options));
-  if (!pool) throw std::runtime_error(pool.failure().message);
-  return std::move(pool).value();
-}
-
-Block get(PinnedPool& pool, Bytes bytes, bool contiguous = false) {
-  auto block = pool.acquire({.bytes = bytes, .contiguous = contiguous});
-  if (!block) throw std::runtime_error(block.failure().message);
-  return std::move(block).value();
-}
-
-size_t sum(const Block& block) {
-  return std::accumulate(block.chunks().begin(), block.chunks().end(), size_t{0},
-                         [](size_t n, const Chunk& c) { return n + c.bytes; });
-}
 
 int keepers() {
   int count = 0;
@@ -329,6 +312,32 @@ TEST(Pool, RefusedPinsAreSaid) {
   const Block pageable = get(*pool, MiB(4));
   EXPECT_FALSE(pool->stats().pinned);
   EXPECT_EQ(pool->stats().pageable_because, "the fake device is out of registrations");
+}
+
+TEST(Pool, RepeatingStepsGrowNoMoreAfterTheFirst) {
+  auto pool = make(small(MiB(96), MiB(16)));
+  int64_t growths = 0;
+  for (int step = 0; step < 1000; ++step) {
+    std::vector<Block> blocks;
+    for (int layer = 0; layer < 6; ++layer) {
+      for (const Bytes bytes : {MiB(1), MiB(3) + KiB(4), MiB(4), MiB(1.5), KiB(300)})
+        blocks.push_back(get(*pool, bytes));
+    }
+    while (!blocks.empty()) blocks.pop_back();
+    if (step == 0) growths = pool->stats().growths;
+  }
+  EXPECT_EQ(pool->stats().growths, growths);
+  EXPECT_EQ(pool->trim(), MiB(16) * growths);
+  EXPECT_EQ(pool->stats().slab_bytes, Bytes(0));
+  EXPECT_EQ(pool->stats().returns, growths);
+}
+
+TEST(Pool, OneByteIsServed) {
+  auto pool = make(small(MiB(8), MiB(4)));
+  const Block block = get(*pool, Bytes(1));
+  ASSERT_EQ(block.chunks().size(), 1u);
+  EXPECT_EQ(block.chunks()[0].bytes, 1u);
+  EXPECT_EQ(pool->stats().live_bytes, Bytes(1));
 }
 
 class TwoNodes : public testing::Test {

@@ -1,3 +1,4 @@
+#include <ebbtide/pinned_pool/page.h>
 #include <ebbtide/pinned_pool/slab.h>
 
 #include <gtest/gtest.h>
@@ -30,7 +31,7 @@ TEST(Slab, IsAlignedPresentAndUnmappedAtItsEnd) {
     data = slab.value().data();
     EXPECT_EQ(slab.value().bytes(), kBytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(data) % kHugePage, 0u);
-    std::vector<unsigned char> present(kBytes / 4096);
+    std::vector<unsigned char> present(kBytes / page_bytes());
     ASSERT_EQ(::mincore(slab.value().data(), kBytes, present.data()), 0);
     EXPECT_TRUE(std::all_of(present.begin(), present.end(), [](unsigned char page) { return (page & 1) != 0; }));
     std::memset(slab.value().data(), 0x5a, kBytes);
