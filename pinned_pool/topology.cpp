@@ -25,6 +25,38 @@ bool is_dram(const hwloc_obj& node) {
   return node.subtype == nullptr || node.subtype[0] == '\0' || std::strcmp(node.subtype, "DRAM") == 0;
 }
 
+/// The nodes of ordinary memory, in the order of their numbers.
+std::vector<hwloc_obj_t> main_memory(hwloc_topology_t topology) {
+  bool some_memory = false;
+  std::vector<hwloc_obj_t> found;
+  for (hwloc_obj_t node = nullptr;
+       (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node)) != nullptr;) {
+    if (!is_dram(*node)) continue;
+    found.push_back(node);
+    some_memory = some_memory || node->attr->numanode.local_memory != 0;
+  }
+  // A node without memory cannot be bound to; where hwloc knows no figures at all (some containers), take them all.
+  if (some_memory) std::erase_if(found, [](hwloc_obj_t node) { return node->attr->numanode.local_memory == 0; });
+  std::sort(found.begin(), found.end(), [](hwloc_obj_t a, hwloc_obj_t b) { return a->os_index < b->os_index; });
+  return found;
+}
+
+/// Older releases of hwloc name no kinds of memory. But what is not main memory (HBM, memory behind CXL, a GPU's) has no
+/// CPUs: hwloc lists it with those that it is near, and Linux numbers it after their own node.
+std::vector<hwloc_obj_t> with_cpus_of_their_own(const std::vector<hwloc_obj_t>& nodes) {
+  const Bitmap taken(hwloc_bitmap_alloc());
+  if (!taken) return nodes;
+  std::vector<hwloc_obj_t> found;
+  for (const hwloc_obj_t node : nodes) {
+    // Those that are offline or not ours included: a node is no other kind for that.
+    const hwloc_const_cpuset_t cpus = node->complete_cpuset;
+    if (hwloc_bitmap_isincluded(cpus, taken.get())) continue;
+    found.push_back(node);
+    if (hwloc_bitmap_or(taken.get(), taken.get(), cpus) != 0) return nodes;
+  }
+  return found.empty() ? nodes : found;
+}
+
 /// A topology that is set up but not loaded. PCI devices are wanted: they say which node a GPU is near. hwloc's Linux
 /// part reads them from sysfs; its "pci" part goes through libpciaccess, which leaks at every load and reads the
 /// devices' configuration space. Its parts for displays and compute libraries look for servers and load drivers; all
@@ -72,20 +104,9 @@ Result<Topology> Topology::from_xml(const std::string& path) {
 Topology::Topology(Handle handle) : handle_(std::move(handle)) {
   hwloc_topology_t topology = handle_.get();
   const hwloc_const_nodeset_t allowed = hwloc_topology_get_allowed_nodeset(topology);
-  bool some_memory = false;
-  std::vector<hwloc_obj_t> found;
-  for (hwloc_obj_t node = nullptr;
-       (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node)) != nullptr;) {
-    if (!hwloc_bitmap_isset(allowed, node->os_index) || !is_dram(*node)) continue;
-    found.push_back(node);
-    some_memory = some_memory || node->attr->numanode.local_memory != 0;
+  for (const hwloc_obj_t node : with_cpus_of_their_own(main_memory(topology))) {
+    if (hwloc_bitmap_isset(allowed, node->os_index)) nodes_.push_back(NumaNode{static_cast<int>(node->os_index)});
   }
-  for (hwloc_obj_t node : found) {
-    // A node without memory cannot be bound to; where hwloc knows no figures at all (some containers), take them all.
-    if (some_memory && node->attr->numanode.local_memory == 0) continue;
-    nodes_.push_back(NumaNode{static_cast<int>(node->os_index)});
-  }
-  std::sort(nodes_.begin(), nodes_.end());
 
   for (hwloc_obj_t cpu = nullptr; (cpu = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_PU, cpu)) != nullptr;) {
     const auto near = std::find_if(nodes_.begin(), nodes_.end(), [cpu](NumaNode node) {
@@ -106,7 +127,7 @@ std::optional<NumaNode> Topology::node_of_pci(const std::string& bus_id) const {
   const hwloc_obj_t device = hwloc_get_pcidev_by_busidstring(handle_.get(), bus_id.c_str());
   if (device == nullptr) return std::nullopt;
   const hwloc_obj_t home = hwloc_get_non_io_ancestor_obj(handle_.get(), device);
-  for (NumaNode node : nodes_) {
+  for (const NumaNode node : nodes_) {
     if (hwloc_bitmap_isset(home->nodeset, static_cast<unsigned>(node))) return node;
   }
   return std::nullopt;

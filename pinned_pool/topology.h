@@ -15,7 +15,7 @@ struct hwloc_obj;
 
 namespace ebbtide {
 
-/// The machine as hwloc sees it. "Node" below means a NUMA node with ordinary memory (no HBM, GPU or memory-less node)
+/// The machine as hwloc sees it. "Node" below means a NUMA node with ordinary memory (not HBM, a GPU or CXL) and CPUs
 /// that the process's cpuset allows. Lifetime: a snapshot; nodes and devices that come later are not seen. Threads:
 /// any.
 class Topology {

@@ -18,6 +18,13 @@ namespace {
 
 const std::string kDualSocket = EBBTIDE_TEST_DATA "/dual_socket_gpus.xml";
 
+std::string text_of(const std::string& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
 TEST(Topology, ThisMachineHasANodeAndBindsToIt) {
   auto topology = Topology::load();
   ASSERT_TRUE(topology) << topology.failure().message;
@@ -88,11 +95,49 @@ TEST(Topology, AGpusOwnMemoryIsNoHostMemory) {
   EXPECT_THAT(topology.value().nodes(), testing::ElementsAre(NumaNode{0}, NumaNode{1}));
 }
 
+TEST(Topology, EightGpusFindTheirFourNeighbours) {
+  auto topology = Topology::from_xml(EBBTIDE_TEST_DATA "/eight_gpus.xml");
+  ASSERT_TRUE(topology) << topology.failure().message;
+  EXPECT_THAT(topology.value().nodes(), testing::ElementsAre(NumaNode{0}, NumaNode{1}));
+  for (const char* gpu : {"0000:11:00.0", "0000:13:00.0", "0000:15:00.0", "0000:17:00.0"})
+    EXPECT_EQ(topology.value().node_of_pci(gpu), NumaNode{0}) << gpu;
+  for (const char* gpu : {"0000:91:00.0", "0000:93:00.0", "0000:95:00.0", "0000:97:00.0"})
+    EXPECT_EQ(topology.value().node_of_pci(gpu), NumaNode{1}) << gpu;
+}
+
+TEST(Topology, ASubNumaClusterIsNearerThanTheSocketsOther) {
+  auto topology = Topology::from_xml(EBBTIDE_TEST_DATA "/sub_numa_clusters.xml");
+  ASSERT_TRUE(topology) << topology.failure().message;
+  EXPECT_THAT(topology.value().nodes(), testing::ElementsAre(NumaNode{0}, NumaNode{1}, NumaNode{2}, NumaNode{3}));
+  EXPECT_EQ(topology.value().node_of_pci("0000:11:00.0"), NumaNode{0});
+  EXPECT_EQ(topology.value().node_of_pci("0000:51:00.0"), NumaNode{1});
+  EXPECT_EQ(topology.value().node_of_pci("0000:91:00.0"), NumaNode{2});
+  EXPECT_EQ(topology.value().node_of_pci("0000:d1:00.0"), NumaNode{3});
+}
+
+// Bound to HBM, a training's host copies would take the fastest memory from it; behind CXL, copies crawl.
+TEST(Topology, MemoryWithoutCpusIsNotMainMemory) {
+  const std::string plain = text_of(EBBTIDE_TEST_DATA "/hbm_and_cxl.xml");
+  std::string named = plain;
+  for (const char* node : {"4\" cpuset=\"0x000000ff\"", "2\" cpuset=\"0x0000000f\"", "3\" cpuset=\"0x000000f0\""}) {
+    const std::string object = std::string("<object type=\"NUMANode\" ") + "os_index=\"" + node;
+    ASSERT_NE(named.find(object), std::string::npos) << object;
+    named.insert(named.find(object) + std::string("<object type=\"NUMANode\" ").size(),
+                 node[0] == '4' ? "subtype=\"CXL-DRAM\" " : "subtype=\"HBM\" ");
+  }
+  test::SystemTree folder;
+  for (const std::string& xml : {plain, named}) {
+    folder.write("/machine.xml", xml);
+    auto topology = Topology::from_xml(folder.root() + "/machine.xml");
+    ASSERT_TRUE(topology) << topology.failure().message;
+    EXPECT_THAT(topology.value().nodes(), testing::ElementsAre(NumaNode{0}, NumaNode{1}));
+    EXPECT_EQ(topology.value().node_of_pci("0000:11:00.0"), NumaNode{0});
+    EXPECT_EQ(topology.value().node_of_pci("0000:91:00.0"), NumaNode{1});
+  }
+}
+
 TEST(Topology, NodesOutsideTheCpusetAreNotOurs) {
-  std::ifstream file(kDualSocket);
-  std::stringstream text;
-  text << file.rdbuf();
-  std::string xml = text.str();
+  std::string xml = text_of(kDualSocket);
   const std::string all = "allowed_nodeset=\"0x00000007\"";
   ASSERT_NE(xml.find(all), std::string::npos);
   xml.replace(xml.find(all), all.size(), "allowed_nodeset=\"0x00000001\"");
