@@ -15,7 +15,7 @@ void announce_parameter_changes(StoreCore& core) {
 
 void before_parameters_change(StoreCore& core, std::span<const at::Tensor> parameters, ChangedBy who) {
   RecipeBook& recipes = hooks_of(core)->recipes;
-  if (who == ChangedBy::kOptimizer) recipes.trust().step_announced();
+  if (who == ChangedBy::kOptimizer && recipes.trust().step_announced()) core.learn_again();
   recipes.before_change(core, parameters);
 }
 

@@ -43,12 +43,13 @@ class ParameterTrust {
     std::lock_guard lock(mutex_);
     backward_ended_ = held_;
   }
-  /// An optimizer that steps inside the backward, parameter by parameter, steps once a backward all the same.
-  void step_announced() {
+  /// An optimizer that steps inside the backward, parameter by parameter, steps once a backward all the same. True where
+  /// trust is earned by it.
+  bool step_announced() {
     std::lock_guard lock(mutex_);
-    if (!backward_ended_) return;
-    ++steps_;
+    if (!backward_ended_) return false;
     held_ = backward_ended_ = false;
+    return ++steps_ == kStepsOnTrial;
   }
 
  private:

@@ -69,24 +69,25 @@ void RecipeBook::note(const Packed& packed) {
   prune_at_ = std::max(kLeastToPrune, 2 * holders_.size());
 }
 
-std::shared_ptr<const TorchRecipe> RecipeBook::packed(StoreCore& core, const Packed& packed, bool needs_none) {
+std::shared_ptr<const TorchRecipe> RecipeBook::packed(StoreCore& core, const Packed& packed,
+                                                      StoreCore::RecipeWanted wanted) {
   if (packed.version == 0 && packed.tensor.unsafeGetTensorImpl()->version_counter().enabled()) note(packed);
-  if (needs_none) return nullptr;
-  Found found = of_op(core, packed);
+  if (wanted == StoreCore::RecipeWanted::kNone) return nullptr;
+  Found found = of_op(core, packed, wanted == StoreCore::RecipeWanted::kAny);
   if (!found.recipe) found.recipe = of_bits(packed);
   if (!found.recipe || found.on_trial) return std::move(found.recipe);
   core.offer_recipe(*packed.record, std::move(found.recipe));
   return nullptr;
 }
 
-RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed) {
+RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool costly) {
   const at::Tensor result = result_behind(packed);
   if (!result.defined()) return {};
   const auto node = result.grad_fn();
   const RecipeRow* row = recipe_row(*node);
-  if (row == nullptr || row->is_view || (row->costly && !core.uses_costly_recipes())) return {};
+  if (row == nullptr || row->is_view || (row->costly && !costly)) return {};
   const RedoEnvironment environment(result.device(), at::get_num_threads());
-  RecipeSearch search(*this, result, core.uses_costly_recipes());
+  RecipeSearch search(*this, result, costly);
   std::optional<Step> step = search.run();
   if (!step) return {};
   auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);

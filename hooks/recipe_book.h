@@ -45,10 +45,9 @@ class RecipeBook {
     const std::shared_ptr<Device>& device;  ///< an accelerator's
     StreamId stream = kHostStream;          ///< current at the pack
   };
-  /// Takes note of whose result was packed, and offers its recipe to the store if it has one and needs
-  /// one. A recipe that is on trial
-  /// is returned, see try_out().
-  std::shared_ptr<const TorchRecipe> packed(StoreCore& core, const Packed& packed, bool needs_none);
+  /// Takes note of whose result was packed, and offers its recipe to the store if it has one and one is wanted. A recipe
+  /// that is on trial is returned, see try_out().
+  std::shared_ptr<const TorchRecipe> packed(StoreCore& core, const Packed& packed, StoreCore::RecipeWanted wanted);
   /// The bytes that a recipe on trial is to make are asked for: does it make them?
   void try_out(StoreCore& core, const TorchRecipe& recipe);
   void backward_ended();
@@ -102,7 +101,7 @@ class RecipeBook {
 
   void note(const Packed& packed);
   /// Runs the op again that made it.
-  Found of_op(StoreCore& core, const Packed& packed);
+  Found of_op(StoreCore& core, const Packed& packed, bool costly);
   /// As as_bits.
   std::shared_ptr<TorchRecipe> of_bits(const Packed& packed) const;
   void watch(const Packed& packed, const std::shared_ptr<const TorchRecipe>& recipe);

@@ -134,7 +134,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (!on_host) note_current_stream(storage);
   if (!packed.wants_recipes) return;
   const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_, served.device, stream};
-  trial_ = translated([&] { return hooks.recipes.packed(core, result, packed.needs_none); });
+  trial_ = translated([&] { return hooks.recipes.packed(core, result, packed.wanted); });
 }
 
 at::Tensor SavedTensor::call_unpack_hook() {

@@ -192,6 +192,14 @@ void Planner::adopt(std::shared_ptr<const Course> course) {
   kind->course = std::move(course);
 }
 
+void Planner::look_again() noexcept {
+  for (Kind& kind : kinds_) {
+    if (kind.wanted > 0) continue;  // they are anyway
+    kind.wanted = kProfiles - 1;
+    kind.profiles.clear();
+  }
+}
+
 const Profile* Planner::last_profile() const noexcept {
   if (kinds_.empty()) return nullptr;
   const Kind& kind = kinds_.front();

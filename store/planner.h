@@ -77,6 +77,8 @@ class EBBTIDE_API Planner {
   /// Learns from a pass. What is returned is to be run without the lock, and its result adopted.
   std::optional<Task> ended(const Ended& pass);
   void adopt(std::shared_ptr<const Course> course);
+  /// What the last passes have shown is no longer all: the next of each kind are learned from.
+  void look_again() noexcept;
   /// A pass has ended that was not watched.
   void passed_unseen() noexcept { last_ = nullptr; }
 

@@ -14,6 +14,9 @@ constexpr double kRedoneBytesPerSecondOnDevice = 1e11;
 /// Where the same cores compute and serve the disk: interrupts, checksums, and what a hypervisor copies. Two cores with a
 /// virtual disk and all computing: 0.9 CPU-seconds a GiB by direct I/O alone.
 constexpr double kComputeSecondsPerByte = 0.45 / (1 << 30);
+/// Of a pass's computation: where moving what it saves takes so much more, other matmuls than have to be may be redone.
+/// To learn of their recipes takes a redo of each shape, and two of each where they read weights.
+constexpr double kMuch = 0.1;
 
 double speed(Bytes bytes, double seconds) noexcept {
   return seconds > 0 ? static_cast<double>(bytes.count()) / seconds : 0;
@@ -136,9 +139,8 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
   const bool may_plan = plan_for_accelerators_ || std::ranges::none_of(tiers_, [&](const DeviceTier& tier) {
                           return tier.link && pass.on(tier.index).saved > Bytes(0);
                         });
-  // With nothing below there is nothing to weigh: what has a recipe is redone.
   const bool crowded = may_plan && std::ranges::any_of(tiers_, [&](const DeviceTier& tier) {
-                         return pass.on(tier.index).saved > tier.budget && (tier.link || spill_);
+                         return pass.on(tier.index).saved > tier.budget;
                        });
   const bool followed = pass.course_ && pass.course_->kind == pass.log_.prefix();
   return planner_.ended(
@@ -180,11 +182,18 @@ std::optional<Profile> StoreCore::profile() const {
   return last_log_.has_backward() ? std::optional(last_log_.profile()) : std::nullopt;
 }
 
+void StoreCore::learn_again() noexcept {
+  std::lock_guard lock(mutex_);
+  planner_.look_again();
+}
+
 void StoreCore::adopt(const Planner::Task& task) noexcept {
   try {
     auto course = task.run();
     std::lock_guard lock(mutex_);
+    const bool costs_much = course && course->predicted_s > (1 + kMuch) * course->profile.seconds;
     planner_.adopt(std::move(course));
+    if (costs_much && !weigh_costly_recipes_.exchange(true)) planner_.look_again();
   } catch (const std::exception&) {
     // No memory to plan with: passes go on as they did.
   }

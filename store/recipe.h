@@ -32,8 +32,8 @@ class EBBTIDE_API Recipe {
   /// Threads: any, under the store's lock: it may compare version counters, and no more.
   virtual bool inputs_unchanged() const noexcept = 0;
 
-  /// Whether a redo costs less than a transfer, whatever the machine. The others are for a plan that weighs them, or for
-  /// StoreCore::use_costly_recipes().
+  /// Whether a redo costs less than a transfer, whatever the machine. The others are for plans that weigh them, and for
+  /// where nothing can leave.
   virtual bool cheap() const noexcept { return true; }
   /// What a redo takes, its inputs at hand; none where it was not measured.
   virtual std::optional<double> seconds() const noexcept { return std::nullopt; }

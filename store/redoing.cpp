@@ -19,6 +19,17 @@ bool StoreCore::recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept
          tier.held() > tier.budget / 2;
 }
 
+/// REQUIRES: recipes help.
+StoreCore::RecipeWanted StoreCore::recipe_wanted_locked(const Record& record, bool planned) const noexcept {
+  if (planned) return record.action_ == Action::kRecompute ? RecipeWanted::kAny : RecipeWanted::kNone;
+  return costly_help_locked(*record.tier_) || weigh_costly_recipes_ ? RecipeWanted::kAny : RecipeWanted::kCheap;
+}
+
+/// Whether recipes that are not cheap are used without a plan.
+bool StoreCore::costly_help_locked(const DeviceTier& tier) const noexcept {
+  return use_costly_recipes_ || (!tier.link && !spill_);
+}
+
 void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe) {
   std::lock_guard lock(mutex_);
   if (record.recipe_ || record.state_ != RecordState::kResident) return;
@@ -31,7 +42,8 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   record.recipe_ = std::move(recipe);
   note_recipe_bytes(record.recipe_->own_bytes());
   note_recipe_locked(record);
-  const bool wanted = record.pass_->course_ ? record.action_ == Action::kRecompute : record.recipe_->cheap();
+  const bool wanted = record.pass_->course_ ? record.action_ == Action::kRecompute
+                                            : record.recipe_->cheap() || costly_help_locked(*record.tier_);
   note_redoable_locked(record, wanted || use_costly_recipes_);
   place_locked(*record.resident_);
 }

@@ -29,7 +29,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   Bytes origin;
   bool crowded = false;
   bool wants_recipes = false;
-  bool needs_none = false;
+  RecipeWanted wanted = RecipeWanted::kNone;
   DeviceTier& tier = tier_of(view);
   std::optional<NvtxRange> range;
   if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
@@ -121,7 +121,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     }
     const bool planned = pass->course_ && !pass->learns_;
     wants_recipes = planned ? pass->course_->recomputes : recipes_help_locked(tier, *pass);
-    needs_none = record->recipe_ || (planned && record->action_ != Action::kRecompute);
+    if (wants_recipes && !record->recipe_) wanted = recipe_wanted_locked(*record, planned);
     crowded = tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
               !buried_.empty();
@@ -131,7 +131,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     settle(pass.get(), tier);
   else if (tier.link)
     pump();
-  return {std::move(record), origin, wants_recipes, needs_none};
+  return {std::move(record), origin, wants_recipes, wanted};
 }
 
 DeviceTier& StoreCore::tier_of(const View& view) {

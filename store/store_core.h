@@ -73,14 +73,15 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// there.
     StreamId stream = kHostStream;
   };
+  enum class RecipeWanted : uint8_t { kNone, kCheap, kAny };
   struct Packed {
     std::shared_ptr<Record> record;
     /// Offset of the view's storage in the one that was saved first: not 0 for memory that came back and is saved
     /// again.
     Bytes origin;
-    /// Memory is short: a recipe may save a transfer, for this record unless it needs none, and for those that read it.
+    /// Memory is short: recipes may save transfers, of those that read this record, and of the record itself as said.
     bool wants_recipes = false;
-    bool needs_none = false;
+    RecipeWanted wanted = RecipeWanted::kNone;
   };
   /// Makes the reference that the store keeps. Called at most once, under the lock: it may count references, and no
   /// more.
@@ -99,9 +100,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// REQUIRES: the recipe was seen to make these very bytes; all inputs are of the record's device.
   void offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe);
   static constexpr int kDeepestRecipe = 6;
-  /// Recipes that are not cheap are looked for, and used where memory is short as cheap ones are.
+  /// Recipes that are not cheap are looked for, and used where memory is short as cheap ones are. By default they are
+  /// used so where nothing can leave; and where what leaves costs much, plans weigh them.
   void use_costly_recipes(bool use) noexcept { use_costly_recipes_ = use; }
-  bool uses_costly_recipes() const noexcept { return use_costly_recipes_; }
+  /// More has recipes than before: the next passes of each kind are learned from again.
+  void learn_again() noexcept;
   /// False: passes keep to the reactive rule, whatever was learned of those before.
   void follow_plans(bool follow) noexcept { follow_plans_ = follow; }
   /// True: passes on accelerators are planned too. By default they keep to the reactive rule: of their work the clock
@@ -241,6 +244,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept;
   static int depth_locked(const Record& record) noexcept;
   static bool rests_on_locked(const Recipe& recipe, const Record& record) noexcept;
+  RecipeWanted recipe_wanted_locked(const Record& record, bool planned) const noexcept;
+  bool costly_help_locked(const DeviceTier& tier) const noexcept;
   static bool sealed_locked(const Record& record) noexcept;
   bool may_be_redone_locked(const Resident& resident) noexcept;
   void drop_redoable_locked(DeviceTier& tier, Bytes target, Work& work);
@@ -330,6 +335,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
   std::atomic<bool> use_costly_recipes_{false};
+  std::atomic<bool> weigh_costly_recipes_{false};  // moving takes much time
   std::atomic<bool> follow_plans_{true};
   std::atomic<bool> plan_for_accelerators_{false};
   std::atomic<int64_t> recipe_bytes_{0};

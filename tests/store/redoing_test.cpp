@@ -115,7 +115,7 @@ TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
   auto core = StoreCore::open(options(kBytes));
   Pair made = pair(*core);
   EXPECT_TRUE(made.packed.wants_recipes);
-  EXPECT_FALSE(made.packed.needs_none);
+  EXPECT_EQ(made.packed.wanted, StoreCore::RecipeWanted::kCheap);
   release(*core, made);
   EXPECT_EQ(core->stats().device.bytes, kBytes) << "x alone";
   EXPECT_EQ(core->stats().recipe_bytes, Sum::kOwnBytes);

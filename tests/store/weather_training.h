@@ -172,7 +172,7 @@ class WeatherTraining {
     DeviceTrainer::fill(memory.data(), seed, memory.bytes());
     const StoreCore::Packed packed =
         core_->pack(alive.pass, whole(memory), [&] { return std::make_shared<FakeStorage>(memory); });
-    if (redone && packed.wants_recipes && !packed.needs_none)
+    if (redone && packed.wanted != StoreCore::RecipeWanted::kNone)
       core_->offer_recipe(*packed.record, std::make_shared<Copy>(before.record, memory.bytes()));
     alive.saved.push_back({packed.record, seed, {.bytes = memory.bytes()}});
   }
