@@ -62,6 +62,7 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
     Rows rows;
     EventPtr after;
     StreamId stream{};
+    bool promised = false;
     {
       std::lock_guard lock(mutex_);
       if (record->state_ != RecordState::kLeaving) continue;
@@ -72,12 +73,14 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
       rows = record->rows_;
       after = record->packed_;
       stream = resident.stream;
+      promised = host_is_promised_locked(*record->tier_, bytes);
     }
     const NvtxRange range(NvtxRange::Of::kLeave, bytes);
-    auto memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
+    std::shared_ptr<HostCopy> memory;
+    if (!promised) memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
-      const bool never = bytes > host_budget_ || host_pool_->stats().live_bytes == Bytes(0);
+      const bool never = bytes > host_budget_ || (!promised && host_pool_->stats().live_bytes == Bytes(0));
       std::lock_guard lock(mutex_);
       for (size_t refused = orders.size(); refused-- > i;) {  // backwards: the oldest ends up in front again
         Record& stays = *orders[refused].record;
@@ -86,8 +89,8 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
         place_locked(*stays.resident_, /*to_front=*/true);
       }
       record->stays_ = never;
-      host_full_ = !never;
-      host_wanted_ = bytes;
+      record->tier_->host_full = !never;
+      record->tier_->host_wanted = bytes;
       break;  // and kick: a caller may wait for the copies before this one
     }
     if (!after) {
@@ -134,7 +137,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
     settle_passage_locked(passage, record, work);
     passage.memory = nullptr;
     if (record == nullptr) {
-      host_full_ = false;
+      note_host_room_locked();
     } else {
       record->lower_.leaving = nullptr;
       if (status.ok()) {
@@ -202,23 +205,29 @@ void StoreCore::sink_ahead() {
   {
     std::lock_guard lock(mutex_);
     Bytes wanted = host_bytes_ - (host_budget_ - host_budget_ / 4);
-    if (host_full_) wanted = std::max(wanted, host_wanted_);
+    for (const DeviceTier& tier : tiers_)
+      if (tier.host_full) wanted = std::max(wanted, tier.host_wanted);
     sink_locked(wanted, work);
   }
   work.run();
 }
 
-/// Lets the oldest host copies go to disk until as much as `wanted` is on its way.
+/// Lets host copies go to disk until as much as `wanted` is on its way: the oldest, first of the devices that have more
+/// than their share.
 void StoreCore::sink_locked(Bytes wanted, Work& work) {
   if (!may_spill_locked()) return;
-  for (LowerCopy* copy = host_copies_.front(); copy != nullptr && sinking_ < wanted; copy = host_copies_.next(*copy)) {
-    if (copy->sinking || !copy->passed_out()) continue;
-    Record& record = *copy->record;
-    if (record.item_ || (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower)) continue;
-    copy->sinking = true;
-    sinking_ += copy->memory->bytes();
-    under_way_.emplace(record.id_, &record);
-    work.orders().sinks.push_back({record.id_, copy->memory});
+  for (const bool over_share : {true, false}) {
+    for (LowerCopy* copy = host_copies_.front(); copy != nullptr && sinking_ < wanted;
+         copy = host_copies_.next(*copy)) {
+      if (copy->sinking || !copy->passed_out()) continue;
+      Record& record = *copy->record;
+      if (record.item_ || (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower)) continue;
+      if (over_share && record.tier_->host_bytes <= host_share_locked(*record.tier_)) continue;
+      copy->sinking = true;
+      sinking_ += copy->memory->bytes();
+      under_way_.emplace(record.id_, &record);
+      work.orders().sinks.push_back({record.id_, copy->memory});
+    }
   }
 }
 
@@ -251,7 +260,7 @@ void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::sha
       }
     }
     memory = nullptr;
-    host_full_ = false;
+    note_host_room_locked();
   }
   changed_.notify_all();
 }
@@ -259,6 +268,7 @@ void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::sha
 void StoreCore::hold_host_locked(Record& record, std::shared_ptr<HostCopy> memory) {
   record.lower_.memory = std::move(memory);
   host_bytes_ += record.lower_.memory->bytes();
+  record.tier_->host_bytes += record.lower_.memory->bytes();
   host_copies_.push_back(record.lower_);
 }
 
@@ -266,8 +276,9 @@ void StoreCore::hold_host_locked(Record& record, std::shared_ptr<HostCopy> memor
 std::shared_ptr<HostCopy> StoreCore::let_go_host_locked(Record& record) noexcept {
   if (!record.lower_.memory) return nullptr;
   host_bytes_ -= record.lower_.memory->bytes();
+  record.tier_->host_bytes -= record.lower_.memory->bytes();
   host_copies_.remove(record.lower_);
-  host_full_ = false;
+  note_host_room_locked();
   return std::exchange(record.lower_.memory, nullptr);
 }
 

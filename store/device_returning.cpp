@@ -260,7 +260,7 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
     Record* record = std::exchange(passage.record, nullptr);
     settle_passage_locked(passage, record, work);
     passage.memory = nullptr;
-    host_full_ = false;
+    note_host_room_locked();
     if (record != nullptr) {
       record->lower_.returning = nullptr;
       record->lower_.in = nullptr;
@@ -283,9 +283,15 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 }
 
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
-  auto memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(),
-                               urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool,
-                               host_registrar_);
+  const auto from = urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool;
+  bool promised = false;
+  if (urgency == Urgency::kPrefetch) {
+    std::lock_guard lock(mutex_);
+    promised = host_is_promised_locked(*record->tier_, record->packed_bytes());
+  }
+  std::shared_ptr<HostCopy> memory;
+  if (!promised)
+    memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), from, host_registrar_);
   if (!memory) {
     {
       Work work(*this);
@@ -297,8 +303,8 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                 "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                     " that comes back: lower host_budget"};
       } else {
-        host_full_ = true;
-        host_wanted_ = record->packed_bytes();
+        record->tier_->host_full = true;
+        record->tier_->host_wanted = record->packed_bytes();
         put_off_locked(*record);
       }
       if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);
@@ -348,7 +354,7 @@ void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_
     }
     if (memory) {
       memory = nullptr;
-      host_full_ = false;
+      note_host_room_locked();
     }
   }
   changed_.notify_all();

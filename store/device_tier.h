@@ -43,6 +43,13 @@ class DeviceTier {
   Bytes largest_pass_saved;
   int64_t copy_errors = 0;  ///< in a row
 
+  // Of an accelerator, see host_sharing.cpp.
+  Bytes host_bytes;               ///< of host memory, in copies of its records
+  Bytes wants_below;              ///< what its last pass that had a backward could not keep
+  int64_t passes_without_it = 0;  ///< that ended since, and saved nothing here
+  bool host_full = false;         ///< host memory has refused a record, and nothing has gone from there since
+  Bytes host_wanted;              ///< by that record
+
   Bytes budget;
   bool budget_given = false;  ///< a promise; else automatic
 

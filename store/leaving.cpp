@@ -34,24 +34,25 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
     begin_leaving_locked(tier, pass, work);
     drop_clean_locked(tier, tier.budget, work);
     const bool over = tier.held() > tier.budget;
-    if (over && tier.link && host_full_) sink_locked(host_wanted_, work);
+    if (over && tier.link && tier.host_full) sink_locked(tier.host_wanted, work);
     if (!work.empty()) {
       lock.unlock();
       work.run();
       continue;
     }
     if (over && !closed_ && tier.link) {
-      const bool was_full = host_full_;
+      const bool was_full = tier.host_full;
       if (hasten(lock, tier)) continue;
-      if (was_full && !host_full_) continue;  // the lock was let go of, and meanwhile something made room
-      if (host_full_ && sinking_ > Bytes(0)) {
-        wait(lock, pass, [&] { return !host_full_ || sinking_ == Bytes(0); });
+      if (was_full && !tier.host_full) continue;  // the lock was let go of, and meanwhile something made room
+      if (tier.host_full && sinking_ > Bytes(0)) {
+        wait(lock, pass, [&] { return !tier.host_full || sinking_ == Bytes(0); });
         continue;
       }
       // The program is far ahead of the device: the disk has room, but not for what no copy has filled yet.
-      if (host_full_ && link_thread_ && copies_run_locked()) {
-        wait(lock, pass,
-             [&, seen = copies_out_done_] { return copies_out_done_ != seen || !host_full_ || sinking_ > Bytes(0); });
+      if (tier.host_full && link_thread_ && copies_run_locked()) {
+        wait(lock, pass, [&, seen = copies_out_done_] {
+          return copies_out_done_ != seen || !tier.host_full || sinking_ > Bytes(0);
+        });
         continue;
       }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
@@ -96,7 +97,7 @@ void StoreCore::note_full_locked() {
 }
 
 bool StoreCore::may_leave_locked(const DeviceTier& tier) noexcept {
-  return tier.link ? !closed_ && !host_full_ && tier.copy_errors < kErrorsToGiveUp : may_spill_locked();
+  return tier.link ? !closed_ && !tier.host_full && tier.copy_errors < kErrorsToGiveUp : may_spill_locked();
 }
 
 std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
@@ -107,7 +108,9 @@ std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
     if (tier.copy_errors >= kErrorsToGiveUp)
       return why + "copies from " + tier.device->name() + " fail (" + last_write_error_ +
              "). Raise device_budget by at least " + more + ".";
-    why += "host_budget (" + to_string(host_budget_) + " for the tensors of devices) is full, and ";
+    why +=
+        "host_budget (" + to_string(host_budget_) + " for the tensors of devices) is full" +
+        (host_is_promised_locked(tier, tier.host_wanted) ? " but for what other devices are sure of, and " : ", and ");
     if (!spill_)
       return why + "there is no spill_to. Name a folder on a disk, or raise host_budget or device_budget by at least " +
              more + ".";

@@ -162,7 +162,7 @@ void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, W
   // Whether there was room for it, if it wants any.
   const auto fetch = [&](Record& record) {
     if (record.tier_ != &tier || record.state_ != RecordState::kLower) return true;
-    const bool no_room = tier.link ? host_full_ && !record.lower_.memory : staging_full_;
+    const bool no_room = tier.link ? tier.host_full && !record.lower_.memory : staging_full_;
     if (no_room || closed_ || !room_for(record)) return false;
     begin_return_locked(record, stream, Urgency::kPrefetch, work);
     return true;

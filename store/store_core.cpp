@@ -172,9 +172,11 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
     pass.takes_packs_ = false;
     if (!pass.ended_) {
       for (DeviceTier& tier : tiers_) {
+        if (pass.on(tier.index).saved == Bytes(0)) continue;  // a pass of another device's
         tier.expected_pass = pass.on(tier.index).saved;
         tier.expected_redoable = pass.on(tier.index).redoable;
       }
+      note_wants_locked(pass);
       to_plan = learn_locked(pass);
     }
     end_pass_locked(pass);

@@ -271,6 +271,12 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void settle_passage_locked(Passage& passage, Record* record, Work& work);
   void forget_copies_locked(Record& record, Work& work);
 
+  // host_sharing.cpp: what each accelerator may have of host memory.
+  Bytes host_share_locked(const DeviceTier& tier) const noexcept;
+  bool host_is_promised_locked(const DeviceTier& tier, Bytes more) const noexcept;
+  void note_wants_locked(const Pass& pass) noexcept;
+  void note_host_room_locked() noexcept;
+
   // device_returning.cpp: from host memory or disk into an accelerator's.
   Unpacked unpack_from_device(Record& record, StreamId stream);
   bool take(std::unique_lock<std::mutex>& lock, Record& record, StreamId stream);
@@ -382,8 +388,6 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Bytes sinking_;                         // of those that a disk reads
   int64_t copies_out_done_ = 0;           // well or not
   int64_t lifting_ = 0;                   // reads into the host tier under way
-  bool host_full_ = false;                // until a host copy goes
-  Bytes host_wanted_;                     // by what it refused last
 };
 
 }  // namespace ebbtide

@@ -1,0 +1,54 @@
+// How the accelerators of a store share host memory. Each is sure of a share of it, in proportion to what its last pass
+// could not keep; what no share takes goes to whoever comes first. So one that saves much leaves room for one that saves
+// little, whichever packs first.
+#include <ebbtide/store/store_core.h>
+
+#include <algorithm>
+
+namespace ebbtide {
+namespace {
+
+/// A device that so many passes in a row saved nothing on is kept no share for.
+constexpr int64_t kPassesToForget = 8;
+
+}  // namespace
+
+/// All that it wants, where there is enough for all.
+Bytes StoreCore::host_share_locked(const DeviceTier& tier) const noexcept {
+  Bytes wanted;
+  for (const DeviceTier& each : tiers_) wanted += each.wants_below;
+  if (wanted <= host_budget_) return tier.wants_below;
+  const double share = static_cast<double>(tier.wants_below.count()) / static_cast<double>(wanted.count());
+  return Bytes(static_cast<int64_t>(share * static_cast<double>(host_budget_.count())));
+}
+
+/// Whether `more` of this device's would lie in what others are sure of. A device that has nothing there may always try:
+/// no record is so large that it never gets in.
+bool StoreCore::host_is_promised_locked(const DeviceTier& tier, Bytes more) const noexcept {
+  if (tier.host_bytes == Bytes(0)) return false;
+  Bytes promised;
+  for (const DeviceTier& other : tiers_)
+    if (&other != &tier) promised += std::max(Bytes(0), host_share_locked(other) - other.host_bytes);
+  return promised > Bytes(0) && host_bytes_ + more + promised > host_budget_;
+}
+
+/// REQUIRES: the first backward of the pass has just ended.
+void StoreCore::note_wants_locked(const Pass& pass) noexcept {
+  for (DeviceTier& tier : tiers_) {
+    if (!tier.link) continue;
+    const Pass::OnDevice on = pass.on(tier.index);
+    if (on.saved > Bytes(0)) {
+      tier.passes_without_it = 0;
+      tier.wants_below = std::max(Bytes(0), on.saved - on.redoable - tier.budget);
+    } else if (++tier.passes_without_it >= kPassesToForget) {
+      tier.wants_below = Bytes(0);
+    }
+  }
+  note_host_room_locked();
+}
+
+void StoreCore::note_host_room_locked() noexcept {
+  for (DeviceTier& tier : tiers_) tier.host_full = false;
+}
+
+}  // namespace ebbtide
