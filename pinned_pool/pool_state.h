@@ -68,6 +68,7 @@ class PoolState {
 
   size_t home_of(NumaNode node) const noexcept;
   Result<Few<Chunk>> acquire_on(size_t home, const PinnedPool::Request& request);
+  Result<Arena::Allocation> acquire_part(size_t home, size_t& bytes, bool may_grow);
   Result<Arena::Allocation> acquire_piece(size_t home, size_t bytes, bool may_grow);
   Result<Chunk> acquire_dedicated(size_t home, size_t bytes, bool may_grow);
   std::optional<Chunk> reuse_dedicated(size_t home, size_t bytes);

@@ -41,9 +41,10 @@ TEST(Pool, BlockIsChunksOfAtMost32MiB) {
   auto pool = make(small(MiB(256), MiB(64)));
   const Block block = get(*pool, MiB(70) + Bytes(5));
   EXPECT_EQ(block.size(), MiB(70) + Bytes(5));
-  ASSERT_EQ(block.chunks().size(), 3u);
+  ASSERT_EQ(block.chunks().size(), 4u);
   EXPECT_EQ(block.chunks()[0].bytes, size_t{32} << 20);
-  EXPECT_EQ(block.chunks()[2].bytes, (size_t{6} << 20) + 5);
+  EXPECT_EQ(block.chunks()[2].bytes, size_t{6} << 20);
+  EXPECT_EQ(block.chunks()[3].bytes, 5u);
   EXPECT_EQ(sum(block), static_cast<size_t>(block.size().count()));
   for (const Chunk& chunk : block.chunks()) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(chunk.data) % 4096, 0u);
@@ -53,6 +54,32 @@ TEST(Pool, BlockIsChunksOfAtMost32MiB) {
   EXPECT_EQ(stats.live_bytes, block.size());
   EXPECT_EQ(stats.slabs, 2);
   EXPECT_EQ(stats.slab_bytes, MiB(128));
+}
+
+// jemalloc alone would take 10 MiB for 8.5: three such blocks did not fit in 28 MiB.
+TEST(Pool, LargeBlocksAreNotRoundedUp) {
+  auto pool = make(small(MiB(32), MiB(32)));
+  std::vector<Block> blocks;
+  for (const Bytes bytes : {MiB(8.5), MiB(8.5), MiB(8.5), MiB(4.5)}) {
+    auto block = pool->acquire({.bytes = bytes});
+    ASSERT_TRUE(block) << block.failure().message;
+    EXPECT_EQ(block.value().chunks().size(), 2u);
+    blocks.push_back(std::move(block).value());
+  }
+  EXPECT_EQ(get(*pool, KiB(1900)).chunks().size(), 1u) << "a small one is not worth two copies";
+}
+
+TEST(Pool, GapsServeLargeBlocksBeforeMoreIsMapped) {
+  auto pool = make(small(MiB(64), MiB(32)));
+  std::vector<Block> blocks;
+  for (int i = 0; i < 8; ++i) blocks.push_back(get(*pool, MiB(4)));
+  for (int i = 0; i < 8; i += 2) blocks[static_cast<size_t>(i)] = Block();
+  const Block scattered = get(*pool, MiB(16));
+  EXPECT_EQ(scattered.chunks().size(), 4u);
+  EXPECT_EQ(sum(scattered), size_t{16} << 20);
+  EXPECT_EQ(pool->stats().growths, 1);
+  EXPECT_EQ(get(*pool, MiB(16)).chunks().size(), 1u) << "nothing is free: a slab more, and a whole piece of it";
+  EXPECT_EQ(pool->stats().growths, 2);
 }
 
 TEST(Pool, ContiguousIsOneChunk) {
