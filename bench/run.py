@@ -22,6 +22,7 @@ PARTS = {
     "hooks": "hooks_bench",
     "planner": "planner_bench",
     "policy": "policy_bench",
+    "pool": "pool_bench",
     "recipes": "recipes_bench",
     "transfer": "transfer_bench",
 }
