@@ -13,8 +13,8 @@ namespace ebbtide {
 class HostRegistrar {
  public:
   virtual ~HostRegistrar() = default;
-  /// `data` is aligned to 2 MiB and its pages are present. Errors: any; the slab is then used as pageable memory, and
-  /// the pool's statistics say why.
+  /// `data` is aligned to 2 MiB and its pages are present. Errors: any; it is then tried by halves, and what stays
+  /// refused is used as pageable memory, and the pool's statistics say why. unpin() gets what pin() got.
   virtual Status pin(void* data, size_t bytes) noexcept = 0;
   virtual void unpin(void* data, size_t bytes) noexcept = 0;
 };
