@@ -17,7 +17,7 @@
 
 #ifdef __SANITIZE_THREAD__
 // These tests start threads in forked children, which the sanitizer can follow but refuses unless told.
-extern "C" const char* __tsan_default_options() {
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
   return "die_after_fork=0";
 }
 #endif

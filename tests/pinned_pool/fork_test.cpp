@@ -16,8 +16,8 @@
 
 #if defined(__SANITIZE_THREAD__)
 // Around a fork jemalloc holds all its locks, more than the 64 for which ThreadSanitizer's deadlock detector has room:
-// it would abort.
-extern "C" const char* __tsan_default_options() {
+// it would abort. Visible, though all is compiled hidden: the runtime looks for it from outside.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
   return "detect_deadlocks=0";
 }
 #endif
