@@ -8,3 +8,4 @@
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/store.h>
+#include <ebbtide/store/what_if.h>

@@ -7,3 +7,4 @@
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/store.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/store/what_if.h>

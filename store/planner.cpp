@@ -21,31 +21,6 @@ void keep_recipes(Profile& profile, const Profile& known) {
     if (!profile.records[i].recipe) profile.records[i].recipe = known.records[i].recipe;
 }
 
-/// What a plan keeps is still there when the scope ends, and the budget has to hold it then: of what is too much the
-/// oldest goes another way.
-void keep_within(Plan& plan, const Profile& profile, const Machine& machine, const Budgets& budgets,
-                 const PlanOptions& options) {
-  const auto kept = [&](size_t i) {
-    return plan.actions[i] == Action::kKeep && profile.records[i].device == options.device &&
-           profile.records[i].mobility == Mobility::kMovable;
-  };
-  Bytes staying;
-  for (size_t i = 0; i < plan.actions.size(); ++i)
-    if (kept(i)) staying += profile.records[i].bytes;
-  if (staying <= budgets.device) return;
-  for (size_t i = 0; i < plan.actions.size() && staying > budgets.device; ++i) {
-    if (!kept(i)) continue;
-    const bool redone = options.recompute && profile.records[i].recipe;
-    if (!redone && !machine.link && !machine.disk) continue;
-    plan.actions[i] = redone ? Action::kRecompute : machine.link ? Action::kOffload : Action::kSpill;
-    plan.why[i] = redone ? Why::kCheaperToRedo : Why::kNoRecipe;
-    staying -= profile.records[i].bytes;
-  }
-  Simulator simulator(profile, machine, budgets, options.device);
-  plan.predicted = simulator.run(plan.actions);
-  plan.return_order = simulator.return_order();
-}
-
 bool differs(double before, double now, double by) noexcept {
   return std::abs(now - before) > by * before;
 }
@@ -116,10 +91,9 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
     return std::nullopt;
   }
   if (kind.wanted == 0 && last_) {
-    const bool as_planned =
-        !differs(last_->predicted_s, pass.seconds, kOff) && !speeds_changed(kind.planned_for, pass.on);
+    const bool as_planned = !differs(last_->predicted_s, pass.seconds, kOff) && !speeds_changed(last_->on, pass.on);
     kind.off = as_planned ? 0 : kind.off + 1;
-    const bool promised_other = budgets_changed(kind.planned_for, pass.on);
+    const bool promised_other = budgets_changed(last_->on, pass.on);
     if (promised_other || kind.off >= kind.off_to_replan) {
       kind.off = 0;
       kind.off_to_replan = promised_other ? kOffToReplan : std::min(kind.off_to_replan * 2, kMostOffToReplan);
@@ -141,7 +115,7 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
   task.kind_ = id;
   task.prefixes_ = pass.log.prefixes();
   task.profiles_ = kind.profiles;
-  task.on_ = kind.planned_for = pass.on;
+  task.on_ = pass.on;
   task.known_ = kind.course;
   task.recompute_ = recompute_;
   return task;
@@ -150,36 +124,9 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
 std::shared_ptr<const Course> Planner::Task::run() const {
   auto profile = median(profiles_);
   if (!profile) return nullptr;
-  auto course = std::make_shared<Course>();
+  auto course = std::make_shared<Course>(make_course(std::move(*profile), on_, recompute_, known_.get()));
   course->kind = kind_;
   course->prefixes = prefixes_;
-  course->profile = std::move(*profile);
-  for (size_t device = 0; device < on_.size(); ++device) {
-    const Conditions& on = on_[device];
-    PlanOptions options{.device = static_cast<uint32_t>(device), .recompute = recompute_};
-    const Plan* known = known_ && device < known_->plans.size() ? &known_->plans[device] : nullptr;
-    if (known != nullptr) options.known = known->actions;
-    Plan better = plan(course->profile, on.machine, on.budgets, options);
-    keep_within(better, course->profile, on.machine, on.budgets, options);
-    if (known != nullptr) {
-      const Simulated as_before =
-          Simulator(course->profile, on.machine, on.budgets, options.device).run(known->actions);
-      if (as_before.squeezed == 0 && as_before.step_s < better.predicted.step_s * (1 + kGainToChange)) {
-        better.actions = known->actions;
-        better.why = known->why;
-        better.return_order = known->return_order;
-        better.predicted = as_before;
-      }
-    }
-    course->plans.push_back(std::move(better));
-    // Devices work one after the other, or one waits for another: the time beyond the computation adds up.
-    const Plan& made = course->plans.back();
-    course->predicted_s += made.predicted.step_s - course->profile.seconds;
-    course->lower_bound_s = std::max(course->lower_bound_s, made.lower_bound_s);
-  }
-  course->predicted_s += course->profile.seconds;
-  for (size_t i = 0; i < course->profile.records.size(); ++i)
-    if (course->action(i) == Action::kRecompute) course->recomputes = true;
   return course;
 }
 

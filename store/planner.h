@@ -2,9 +2,9 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/course.h>
 #include <ebbtide/store/machine.h>
 #include <ebbtide/store/pass_log.h>
-#include <ebbtide/store/plan.h>
 #include <ebbtide/store/profile.h>
 
 #include <cstddef>
@@ -16,31 +16,12 @@
 
 namespace ebbtide {
 
-/// How passes of one kind are treated. Immutable.
-struct Course {
-  uint64_t kind = 0;               ///< PassLog::prefix() at the end of such a pass
-  std::vector<uint64_t> prefixes;  ///< PassLog::prefix() after each pack
-  Profile profile;
-  std::vector<Plan> plans;  ///< by the devices' numbers; of each, the actions of its own records count
-  double predicted_s = 0;
-  double lower_bound_s = 0;
-  bool recomputes = false;  ///< some record
-
-  const Plan& plan_of(size_t record) const noexcept { return plans[profile.records[record].device]; }
-  Action action(size_t record) const noexcept { return plan_of(record).actions[record]; }
-};
-
 /// Training steps repeat: the first passes of a kind are only watched, later ones follow a plan made of what was seen.
 /// A kind is the sequence of what is packed; training and evaluation, or shapes that alternate, are kinds of their own.
 ///
 /// Threads: none of its own; its owner's lock. What takes long is in Task::run, which needs no lock.
 class EBBTIDE_API Planner {
  public:
-  /// What holds on one device.
-  struct Conditions {
-    Machine machine;
-    Budgets budgets;
-  };
   /// A pass that has ended.
   struct Ended {
     const PassLog& log;
@@ -96,14 +77,12 @@ class EBBTIDE_API Planner {
   static constexpr int kMostOffToReplan = 1000;  // a machine whose times vary is not planned for without end
   static constexpr double kOff = 0.05;
   static constexpr double kChanged = 0.1;
-  static constexpr double kGainToChange = 0.015;  // less is noise, and a plan that stays is easier to read
 
   struct Kind {
     uint64_t id = 0;
     int64_t passes = 0;
     int wanted = 0;  ///< so many more passes are to be looked at before a plan is made
     std::vector<Profile> profiles;
-    std::vector<Conditions> planned_for;
     std::shared_ptr<const Course> course;
     uint64_t then = 0;  ///< the kind of the pass that ended after the last of this kind
     int off = 0;        ///< passes in a row that took another time than predicted

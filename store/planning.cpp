@@ -11,9 +11,6 @@ namespace {
 /// What a cheap op makes in a second, where nothing has been measured: a slow machine's, and a small GPU's.
 constexpr double kRedoneBytesPerSecond = 2e9;
 constexpr double kRedoneBytesPerSecondOnDevice = 1e11;
-/// Where the same cores compute and serve the disk: interrupts, checksums, and what a hypervisor copies. Two cores with a
-/// virtual disk and all computing: 0.9 CPU-seconds a GiB by direct I/O alone.
-constexpr double kComputeSecondsPerByte = 0.45 / (1 << 30);
 /// Of a pass's computation: where moving what it saves takes so much more, other matmuls than have to be may be redone.
 /// To learn of their recipes takes a redo of each shape, and two of each where they read weights.
 constexpr double kMuch = 0.1;
@@ -104,19 +101,19 @@ Bytes StoreCore::disk_moved() const {
   return stats.written + stats.read;
 }
 
-std::vector<Planner::Conditions> StoreCore::conditions_locked() const {
+std::vector<Conditions> StoreCore::conditions_locked() const {
   std::optional<DiskModel> disk;
   if (spill_) {
     const SpillStats stats = spill_->stats();
     if (stats.write_busy_s > 0 && stats.read_busy_s > 0)
       disk = DiskModel{.write = speed(stats.written, stats.write_busy_s), .read = speed(stats.read, stats.read_busy_s)};
   }
-  std::vector<Planner::Conditions> all;
+  std::vector<Conditions> all;
   for (const DeviceTier& tier : tiers_) {
-    Planner::Conditions conditions;
+    Conditions conditions;
     conditions.budgets.device = tier.budget;
     conditions.budgets.host = host_budget_;
-    if (spill_) conditions.budgets.spill = spill_->stats().budget;
+    conditions.budgets.spill = spill_ ? spill_->stats().budget : Bytes(0);
     conditions.machine.disk = disk;
     if (tier.link)
       conditions.machine.link = LinkModel::of({tier.link->out.bandwidth(), tier.link->in.bandwidth()});
@@ -147,7 +144,7 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
       {.log = pass.log_,
        .seconds = pass.stats_.seconds,
        .followed = followed ? pass.course_.get() : nullptr,
-       .on = crowded ? conditions_locked() : std::vector<Planner::Conditions>(),
+       .on = crowded ? conditions_locked() : std::vector<Conditions>(),
        .copying_s = pass.on(host_.index).saved > Bytes(0)
                         ? kComputeSecondsPerByte * static_cast<double>((disk_moved() - pass.disk_before_).count())
                         : 0,
@@ -162,24 +159,22 @@ std::vector<PlannedRecord> StoreCore::plan() const {
     course = planner_.last();
     for (const DeviceTier& tier : tiers_) devices.push_back(tier.device->name());
   }
-  std::vector<PlannedRecord> planned;
-  if (!course) return planned;
-  for (size_t i = 0; i < course->profile.records.size(); ++i) {
-    const ProfiledRecord& record = course->profile.records[i];
-    planned.push_back({.bytes = record.bytes,
-                       .op = record.op,
-                       .region = record.region,
-                       .device = devices[record.device],
-                       .action = to_string(course->action(i)),
-                       .why = to_string(course->plan_of(i).why[i])});
-  }
-  return planned;
+  return course ? planned_records(*course, devices) : std::vector<PlannedRecord>();
 }
 
-std::optional<Profile> StoreCore::profile() const {
+std::optional<SavedProfile> StoreCore::profile() const {
   std::lock_guard lock(mutex_);
-  if (const Profile* profile = planner_.last_profile()) return *profile;
-  return last_log_.has_backward() ? std::optional(last_log_.profile()) : std::nullopt;
+  SavedProfile saved;
+  if (const Profile* profile = planner_.last_profile())
+    saved.profile = *profile;
+  else if (last_log_.has_backward())
+    saved.profile = last_log_.profile();
+  else
+    return std::nullopt;
+  const auto conditions = conditions_locked();
+  for (const DeviceTier& tier : tiers_) saved.devices.push_back({tier.device->name(), conditions[tier.index]});
+  saved.recompute = options_.recompute.value_or(true);
+  return saved;
 }
 
 void StoreCore::learn_again() noexcept {

@@ -7,6 +7,8 @@
 namespace ebbtide {
 namespace {
 
+constexpr Bytes kMostBytes{int64_t{1} << 60};
+
 std::string record_named(size_t index) {
   return "record " + std::to_string(index);
 }
@@ -39,6 +41,7 @@ bool has_circle(const std::vector<ProfiledRecord>& records) {
 std::optional<std::string> invalid_record(const ProfiledRecord& record, size_t records) {
   if (record.bytes < Bytes(0) || record.moved < Bytes(0)) return "has a negative size";
   if (record.moved > record.bytes) return "moves more bytes than it has";
+  if (record.device >= Profile::kMostDevices) return "is on device " + std::to_string(record.device);
   if (!record.recipe) return std::nullopt;
   if (!(record.recipe->seconds >= 0) || !std::isfinite(record.recipe->seconds)) return "has a recipe of no valid time";
   for (const uint32_t input : record.recipe->inputs)
@@ -60,8 +63,12 @@ bool did_the_same(const Profile& one, const Profile& other) {
 }  // namespace
 
 std::optional<std::string> Profile::invalid() const {
-  for (size_t i = 0; i < records.size(); ++i)
+  Bytes room = kMostBytes;
+  for (size_t i = 0; i < records.size(); ++i) {
     if (const auto why = invalid_record(records[i], records.size())) return record_named(i) + " " + *why;
+    if (records[i].bytes > room) return "the records have more than an exbibyte";
+    room -= records[i].bytes;
+  }
   if (has_circle(records)) return "a recipe rests on itself";
   enum : uint8_t { kUnseen, kAlive, kDead };
   std::vector<uint8_t> state(records.size(), kUnseen);

@@ -3,14 +3,12 @@
 
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
-#include <ebbtide/pinned_pool/result.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace ebbtide {
@@ -56,12 +54,14 @@ struct ProfiledStep {
 /// A pure value. `steps` stand in the order in which they happened, so their times never fall: a record's pack, then
 /// any number of unpacks, then its death, if it had died by the end. The first unpack is where the backward begins.
 struct EBBTIDE_API Profile {
+  static constexpr uint32_t kMostDevices = 1024;
+
   std::vector<ProfiledRecord> records;  ///< by index in the pass, in order of packing
   std::vector<ProfiledStep> steps;
   double seconds = 0;  ///< of compute, from the first pack to the end
 
-  /// What no planner could work with: an index out of range, a step out of order, a negative number, a recipe that rests
-  /// on itself. None: all is well.
+  /// What no planner could work with: an index out of range, a step out of order, a negative number, more than an exbibyte,
+  /// a recipe that rests on itself. None: all is well.
   std::optional<std::string> invalid() const;
   bool operator==(const Profile&) const = default;
 };
@@ -69,10 +69,5 @@ struct EBBTIDE_API Profile {
 /// The last of the passes, each of its times being the median of that time in all that did the same: packed records of
 /// the same size, kind and op, and took the same steps. None of none.
 EBBTIDE_API std::optional<Profile> median(std::span<const Profile> passes);
-
-/// As JSON, for save_profile and what-ifs.
-EBBTIDE_API std::string to_json(const Profile& profile);
-/// Errors: kInvalid, naming what is wrong.
-EBBTIDE_API Result<Profile> profile_from_json(std::string_view text);
 
 }  // namespace ebbtide

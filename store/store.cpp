@@ -1,10 +1,8 @@
-#include <ebbtide/store/profile.h>
+#include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/store.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/store/text_file.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <utility>
 
 namespace ebbtide {
@@ -43,11 +41,8 @@ std::vector<PlannedRecord> Store::plan() const {
 void Store::save_profile(const std::string& path) const {
   const auto profile = core_->profile();
   if (!profile) throw ConfigError("save_profile: no pass of this store has had a backward yet");
-  errno = 0;
-  std::ofstream file(path);
-  file << to_json(*profile) << '\n';
-  file.close();
-  if (!file) throw ConfigError("save_profile: cannot write " + path + ": " + std::strerror(errno));
+  const Status written = write_text_file(path, to_json(*profile) + '\n');
+  if (!written.ok()) throw ConfigError("save_profile: cannot write " + path + ": " + written.failure().message);
 }
 Bytes Store::trim() {
   return core_->trim();

@@ -11,6 +11,7 @@
 #include <ebbtide/store/planned_record.h>
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/record.h>
+#include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/storage_index.h>
 #include <ebbtide/store/waiter.h>
@@ -171,8 +172,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::string report() const;
   /// What becomes of each record of passes like the last, in order of packing; empty where that followed no plan.
   std::vector<PlannedRecord> plan() const;
-  /// Of passes like the last; none before a pass has had a backward.
-  std::optional<Profile> profile() const;
+  /// Of passes like the last, and what is known of the machine; none before a pass has had a backward.
+  std::optional<SavedProfile> profile() const;
 
   /// For the next caller's thread; each text once.
   void warn(std::string text);
@@ -237,7 +238,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void note_redo_locked(Record& record, double seconds);
   std::optional<Planner::Task> learn_locked(Pass& pass);
   Bytes disk_moved() const;
-  std::vector<Planner::Conditions> conditions_locked() const;
+  std::vector<Conditions> conditions_locked() const;
   void adopt(const Planner::Task& task) noexcept;
 
   // redoing.cpp: records whose bytes are made again.

@@ -6,9 +6,11 @@
 #include <ebbtide/hooks/torch_storage.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/options.h>
+#include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/store.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/store/what_if.h>
 
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
@@ -16,6 +18,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -134,6 +137,29 @@ py::dict to_dict(const PassStats& pass) {
   return result;
 }
 
+py::list to_list(const std::vector<PlannedRecord>& plan) {
+  py::list list;
+  for (const PlannedRecord& record : plan)
+    list.append(py::dict(py::arg("bytes") = record.bytes.count(), py::arg("op") = record.op,
+                         py::arg("region") = record.region, py::arg("device") = record.device,
+                         py::arg("action") = record.action, py::arg("why") = record.why));
+  return list;
+}
+
+py::dict to_dict(const WhatIf& answer) {
+  py::list devices;
+  for (const WhatIf::OnDevice& device : answer.devices)
+    devices.append(py::dict(py::arg("name") = device.name, py::arg("saved_bytes") = device.saved.count(),
+                            py::arg("budget_bytes") = device.budget.count(),
+                            py::arg("peak_bytes") = device.peak.count(), py::arg("over_bytes") = device.over.count()));
+  return py::dict(py::arg("step_s") = answer.seconds, py::arg("compute_s") = answer.compute_s,
+                  py::arg("stall_s") = answer.stall_s, py::arg("recompute_s") = answer.recompute_s,
+                  py::arg("copying_s") = answer.copying_s, py::arg("lower_bound_s") = answer.lower_bound_s,
+                  py::arg("devices") = devices, py::arg("host_peak_bytes") = answer.host_peak.count(),
+                  py::arg("spill_peak_bytes") = answer.spill_peak.count(),
+                  py::arg("records") = to_list(answer.records));
+}
+
 /// Tells a store of changes to parameters. Does not keep the store, and serves its records when it is gone.
 struct ParameterWatch {
   std::weak_ptr<StoreCore> core;
@@ -144,8 +170,24 @@ struct HeldTensor {
   std::unique_ptr<SavedTensor> saved;
 };
 
-std::shared_ptr<Store> open_store(const std::vector<std::pair<std::string, std::string>>& texts,
-                                  std::vector<std::string> spill_to) {
+/// Names and values, as text.
+using Texts = std::vector<std::pair<std::string, std::string>>;
+
+SavedProfile open_profile(const std::string& path) {
+  auto profile = read_profile(path);
+  if (!profile.ok()) throw ConfigError(path + ": " + profile.failure().message);
+  return std::move(profile).value();
+}
+
+WhatIf answer(const SavedProfile& profile, const Texts& options, const Texts& speeds) {
+  Options asked;
+  for (const auto& [name, value] : options) set_option(asked, name, value);
+  Speeds at;
+  for (const auto& [name, value] : speeds) set_speed(at, name, value);
+  return what_if(profile, asked, at);
+}
+
+std::shared_ptr<Store> open_store(const Texts& texts, std::vector<std::string> spill_to) {
   Options options;
   for (const auto& [name, value] : texts) set_option(options, name, value);
   options.spill_to = std::move(spill_to);
@@ -182,20 +224,23 @@ PYBIND11_MODULE(_ebbtide, module) {
           "trim", [](Store& store) { return store.trim().count(); }, released)
       .def("stats", [](const Store& store) { return to_dict(store.stats()); })
       .def("last_pass", [](const Store& store) { return to_dict(store.last_pass()); })
-      .def("plan",
-           [](const Store& store) {
-             py::list plan;
-             for (const PlannedRecord& record : store.plan())
-               plan.append(py::dict(py::arg("bytes") = record.bytes.count(), py::arg("op") = record.op,
-                                    py::arg("region") = record.region, py::arg("device") = record.device,
-                                    py::arg("action") = record.action, py::arg("why") = record.why));
-             return plan;
-           })
+      .def("plan", [](const Store& store) { return to_list(store.plan()); })
       .def("save_profile", &Store::save_profile)
       .def("report", &Store::report)
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })
       .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
+
+  module.def("bytes_text", [](int64_t bytes) { return to_string(Bytes(bytes)); });
+  py::class_<SavedProfile>(module, "SavedProfile")
+      .def(py::init(&open_profile))
+      .def("has_recipes",
+           [](const SavedProfile& saved) {
+             return std::ranges::any_of(saved.profile.records, [](const auto& record) { return !!record.recipe; });
+           })
+      .def("what_if", [](const SavedProfile& saved, const Texts& options, const Texts& speeds) {
+        return to_dict(answer(saved, options, speeds));
+      });
 
   py::class_<ParameterWatch>(module, "ParameterWatch")
       .def(py::init([](const Store& store) {

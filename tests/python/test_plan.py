@@ -2,11 +2,14 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import ebbtide
+import ebbtide.__main__ as command_line
 from support import MIN_BYTES, MODELS, assert_same_bits, build, saved_bytes, train
 
 
@@ -116,3 +119,93 @@ def test_a_profile_is_saved(tmp_path):
     assert any(record["op"] for record in profile["records"])
     with pytest.raises(ebbtide.ConfigError, match="No such file or directory"):
         store.save_profile(tmp_path / "no" / "such" / "folder.json")
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """Of a transformer that is short of memory: it knows recipes, and a disk."""
+    folder = tmp_path_factory.mktemp("profile")
+    model, x = build("transformer")
+    store = planned_store(model, x, 0.2, folder)
+    train(copy.deepcopy(model), x, lambda: store, steps=5)
+    store.save_profile(folder / "profile.json")
+    return folder / "profile.json", store.stats(), store.plan()
+
+
+@pytest.fixture
+def what_if(capsys):
+    """`python -m ebbtide plan ...` in this process; its stdout."""
+
+    def what_if(*arguments):
+        command_line.main(["plan", *map(str, arguments)])
+        return capsys.readouterr().out
+
+    return what_if
+
+
+def test_a_what_if_says_what_the_store_would_plan(profile, what_if):
+    path, stats, plan = profile
+    (answer,) = json.loads(what_if(path, "--device-budget", stats["device"]["budget_bytes"], "--json"))["answers"]
+    (device,) = answer["devices"]
+    assert device["budget_bytes"] == stats["device"]["budget_bytes"]
+    assert device["saved_bytes"] == sum(record["bytes"] for record in plan)
+    assert device["over_bytes"] == 0
+    assert answer["compute_s"] <= answer["lower_bound_s"] <= answer["step_s"]
+    assert [record["bytes"] for record in answer["records"]] == [record["bytes"] for record in plan]
+    assert {record["action"] for record in answer["records"]} - {"keep"}
+
+
+def test_a_what_if_without_a_budget_is_a_table(profile, what_if):
+    path, stats, plan = profile
+    answers = json.loads(what_if(path, "--json"))["answers"]
+    saved = sum(record["bytes"] for record in plan)
+    assert [answer["devices"][0]["budget_bytes"] for answer in answers] == [int(saved * share) for share in (1, 0.75, 0.5, 0.3, 0.2, 0.1, 0.05, 0)]
+    assert answers[0]["step_s"] == answers[0]["compute_s"]
+    assert answers[-1]["step_s"] > answers[0]["step_s"]
+    lines = what_if(path).splitlines()
+    assert len(lines) == 2 + 8 and lines[1].startswith("device_budget") and lines[2].startswith("100%") and lines[9].startswith("  0%")
+
+
+def test_a_what_if_of_another_machine(profile, what_if):
+    path, _, _ = profile
+    options = ("--device-budget", "5%", "--no-recompute", "--json")
+    fast, slow = (json.loads(what_if(path, *options, "--disk-write", speed, "--disk-read", speed))["answers"][0] for speed in ("50GB/s", "50MB/s"))
+    assert slow["step_s"] > fast["step_s"]
+    assert fast["recompute_s"] == 0 and fast["spill_peak_bytes"] > 0
+    text = what_if(path, "--device-budget", "5%")
+    assert "what becomes of it" in text and "no plan takes less than" in text
+    nowhere = what_if(path, "--device-budget", 0, "--spill-budget", 0)
+    assert "this budget cannot be held" in nowhere
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["missing.json"], "missing.json: No such file or directory"),
+        (["other.json"], "other.json: this is no profile of ebbtide"),
+        (["newer.json"], "its format is 'ebbtide profile 2', not 'ebbtide profile 1'"),
+        (["PROFILE", "--device-budget", "lots"], "device_budget='lots' is not valid: accepted is a size"),
+        (["PROFILE", "--host-budget", "-1"], "host_budget='-1' is not valid"),
+        (["PROFILE", "--disk-write", "fast"], "disk_write='fast' is not valid: accepted is bytes a second"),
+        (["PROFILE", "--link-bandwidth", "25GB/s"], "link_bandwidth: there is no link"),
+        (["PROFILE", "--sideways"], "--sideways"),
+        ([], "PROFILE"),
+    ],
+)
+def test_a_what_if_that_makes_no_sense_is_one_line(profile, tmp_path, monkeypatch, capsys, arguments, says):
+    (tmp_path / "other.json").write_text("{\n}\n")
+    (tmp_path / "newer.json").write_text(profile[0].read_text().replace("ebbtide profile 1", "ebbtide profile 2"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(["plan", *(str(profile[0]) if argument == "PROFILE" else argument for argument in arguments)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("python -m ebbtide"), err
+    assert says in err
+
+
+def test_the_command_line_from_a_shell(profile):
+    command = [sys.executable, "-m", "ebbtide", "plan"]
+    assert "device_budget" in subprocess.run([*command, str(profile[0])], text=True, capture_output=True, check=True).stdout
+    assert subprocess.run([*command, "missing.json"], capture_output=True).returncode == 2

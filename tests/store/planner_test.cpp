@@ -33,12 +33,12 @@ double seconds_of(const PassLog& log) {
 
 class PlannerTest : public testing::Test {
  protected:
-  static std::vector<Planner::Conditions> conditions(Bytes budget, double disk = 1e9) {
+  static std::vector<Conditions> conditions(Bytes budget, double disk = 1e9) {
     return {{.machine = {.disk = DiskModel{.write = disk, .read = disk}}, .budgets = {.device = budget}}};
   }
 
   /// A pass ends; what it gives to plan is planned and adopted. Whether it was.
-  bool passes(const PassLog& log, std::vector<Planner::Conditions> on = conditions(MiB(4)),
+  bool passes(const PassLog& log, std::vector<Conditions> on = conditions(MiB(4)),
               std::optional<double> seconds = std::nullopt, double copying_s = 0) {
     const auto followed = planner_.find(log.prefix(), log.records());
     const auto task = planner_.ended({.log = log,

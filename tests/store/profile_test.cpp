@@ -39,6 +39,9 @@ TEST(Profile, SaysWhatIsInvalid) {
   };
   EXPECT_THAT(why([](Profile& p) { p.records[0].bytes = Bytes(-1); }), HasSubstr("negative size"));
   EXPECT_THAT(why([](Profile& p) { p.records[0].moved = Bytes(101); }), HasSubstr("moves more"));
+  EXPECT_THAT(why([](Profile& p) { p.records[1].device = Profile::kMostDevices; }), HasSubstr("on device 1024"));
+  EXPECT_THAT(why([](Profile& p) { p.records[0].bytes = p.records[1].bytes = TiB(700'000); }),
+              HasSubstr("more than an exbibyte"));
   EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->seconds = -1; }), HasSubstr("no valid time"));
   EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->inputs = {2}; }), HasSubstr("record 2, which is not there"));
   EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->inputs = {1}; }), HasSubstr("rests on itself"));
@@ -72,29 +75,6 @@ TEST(Profile, MedianLeavesOutWhatDidSomethingElse) {
   passes[0].records[0].bytes = Bytes(101);
   std::swap(passes[1].steps[3], passes[1].steps[4]);
   EXPECT_EQ(median(passes), small());
-}
-
-TEST(Profile, GoesThroughJsonUnchanged) {
-  const auto back = profile_from_json(to_json(small()));
-  ASSERT_TRUE(back.ok()) << back.failure().message;
-  EXPECT_EQ(back.value(), small());
-}
-
-TEST(Profile, JsonThatIsNoneIsRefused) {
-  const auto why = [](const std::string& text) {
-    const auto result = profile_from_json(text);
-    return result.ok() ? "accepted" : result.failure().message;
-  };
-  EXPECT_THAT(why(""), HasSubstr("no profile"));
-  EXPECT_THAT(why("[]"), HasSubstr("no profile"));
-  EXPECT_THAT(why(R"({"format": "x"})"), HasSubstr("its format is 'x'"));
-  std::string text = to_json(small());
-  EXPECT_EQ(why(text), "accepted");
-  text.replace(text.find("\"unpack\""), 8, "\"repack\"");
-  EXPECT_THAT(why(text), HasSubstr("'repack' is unknown"));
-  text = to_json(small());
-  text.replace(text.find("\"seconds\":5.0"), 13, "\"seconds\":1.0");
-  EXPECT_THAT(why(text), HasSubstr("the end is earlier"));
 }
 
 }  // namespace
