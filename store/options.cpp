@@ -84,7 +84,7 @@ struct OptionRow {
   bool (*unset)(const Options&);
 };
 
-constexpr std::array<OptionRow, 9> kOptions = {{
+constexpr std::array<OptionRow, 10> kOptions = {{
     {"device_budget",
      [](Options& o, std::string_view n, std::string_view v) { o.device_budget = budget_or_reject(n, v); },
      [](const Options& o) { return !o.device_budget; }},
@@ -104,6 +104,8 @@ constexpr std::array<OptionRow, 9> kOptions = {{
      [](const Options& o) { return !o.verify; }},
     {"checksum", [](Options& o, std::string_view n, std::string_view v) { o.checksum = flag_or_reject(n, v); },
      [](const Options& o) { return !o.checksum; }},
+    {"plan", [](Options& o, std::string_view, std::string_view v) { o.plan = v; },
+     [](const Options& o) { return o.plan.empty(); }},
 }};
 
 size_t edit_distance(std::string_view a, std::string_view b) {

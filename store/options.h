@@ -49,6 +49,9 @@ struct EBBTIDE_API Options {
   std::optional<bool> verify;
   /// Checksums on the spill tier.
   std::optional<bool> checksum;
+  /// A file that Store::save_plan wrote: its plans are followed from the first pass on, and no others are made. Budgets
+  /// are held whatever it says. Empty: plans are made of what is seen.
+  std::string plan;
 };
 
 /// "512MiB", "2GiB", "1.5TB", "4096", with or without a space before the unit; binary (KiB, MiB, GiB, TiB) and decimal

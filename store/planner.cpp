@@ -67,22 +67,43 @@ bool Planner::speeds_changed(const std::vector<Conditions>& before, const std::v
   });
 }
 
-std::optional<Planner::Task> Planner::ended(const Ended& pass) {
-  last_ = nullptr;
-  const uint64_t id = pass.log.prefix();
+/// The kind of the pass that has just ended, first in the list now. Null where it has no frozen plan.
+Planner::Kind* Planner::latest(uint64_t id) {
   if (!kinds_.empty()) kinds_.front().then = id;
-  auto found = std::ranges::find(kinds_, id, &Kind::id);
+  const auto found = std::ranges::find(kinds_, id, &Kind::id);
   if (found == kinds_.end()) {
+    if (frozen_) return nullptr;
     if (kinds_.size() == kMostKinds) kinds_.pop_back();
     kinds_.push_front({.id = id});
   } else if (found != kinds_.begin()) {
-    Kind latest = std::move(*found);
+    Kind moved = std::move(*found);
     kinds_.erase(found);
-    kinds_.push_front(std::move(latest));
+    kinds_.push_front(std::move(moved));
   }
-  Kind& kind = kinds_.front();
+  return &kinds_.front();
+}
+
+std::optional<Planner::Task> Planner::to_hold_within(const Kind& kind, const std::vector<Conditions>& on) const {
+  std::vector<Conditions> before = kind.course->on;  // of devices that this store has not met, too
+  if (before.size() > on.size()) before.resize(on.size());
+  if (!budgets_changed(before, on)) return std::nullopt;
+  Task task;
+  task.on_ = on;
+  task.known_ = kind.saved;
+  task.recompute_ = recompute_;
+  task.frozen_ = true;
+  return task;
+}
+
+std::optional<Planner::Task> Planner::ended(const Ended& pass) {
+  last_ = nullptr;
+  const uint64_t id = pass.log.prefix();
+  Kind* const found = latest(id);
+  if (found == nullptr) return std::nullopt;
+  Kind& kind = *found;
   ++kind.passes;
   if (pass.followed != nullptr && kind.course.get() == pass.followed) last_ = kind.course;
+  if (frozen_) return to_hold_within(kind, pass.on);
   if (!pass.crowded) return std::nullopt;
 
   // The first pass of a kind grows pools and warms caches: its times say little.
@@ -122,6 +143,7 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
 }
 
 std::shared_ptr<const Course> Planner::Task::run() const {
+  if (frozen_) return std::make_shared<const Course>(ebbtide::held_within(*known_, on_, recompute_));
   auto profile = median(profiles_);
   if (!profile) return nullptr;
   auto course = std::make_shared<Course>(make_course(std::move(*profile), on_, recompute_, known_.get()));
@@ -134,17 +156,50 @@ void Planner::adopt(std::shared_ptr<const Course> course) {
   if (!course) return;
   const auto kind = std::ranges::find(kinds_, course->kind, &Kind::id);
   if (kind == kinds_.end()) return;  // forgotten meanwhile
-  ++plans_;
+  if (!frozen_) ++plans_;
   kind->off = 0;
   kind->course = std::move(course);
 }
 
 void Planner::look_again() noexcept {
+  if (frozen_) return;
   for (Kind& kind : kinds_) {
     if (kind.wanted > 0) continue;  // they are anyway
     kind.wanted = kProfiles - 1;
     kind.profiles.clear();
   }
+}
+
+void Planner::freeze(std::vector<SavedPlan> plans) {
+  frozen_ = true;
+  for (SavedPlan& plan : plans) {
+    Kind kind{.id = plan.course.kind, .then = plan.then};
+    kind.course = kind.saved = std::make_shared<const Course>(std::move(plan.course));
+    kinds_.push_back(std::move(kind));
+  }
+}
+
+void Planner::hold_within(const std::vector<Conditions>& on) {
+  for (Kind& kind : kinds_) kind.course = std::make_shared<const Course>(held_within(*kind.saved, on, recompute_));
+}
+
+std::vector<SavedPlan> Planner::in_force() const {
+  std::vector<SavedPlan> plans;
+  for (const Kind& kind : kinds_)
+    if (kind.course) plans.push_back({*kind.course, kind.then});
+  return plans;
+}
+
+Bytes Planner::most_saved(size_t device) const noexcept {
+  Bytes most;
+  for (const Kind& kind : kinds_) {
+    if (!kind.course) continue;
+    Bytes saved;
+    for (const ProfiledRecord& record : kind.course->profile.records)
+      if (record.device == device) saved += record.bytes;
+    most = std::max(most, saved);
+  }
+  return most;
 }
 
 const Profile* Planner::last_profile() const noexcept {

@@ -1,11 +1,13 @@
 // What a store has learned of the passes that a program repeats, and the plans in force.
 #pragma once
 
+#include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/store/course.h>
 #include <ebbtide/store/machine.h>
 #include <ebbtide/store/pass_log.h>
 #include <ebbtide/store/profile.h>
+#include <ebbtide/store/saved_plans.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +20,7 @@ namespace ebbtide {
 
 /// Training steps repeat: the first passes of a kind are only watched, later ones follow a plan made of what was seen.
 /// A kind is the sequence of what is packed; training and evaluation, or shapes that alternate, are kinds of their own.
+/// Or all follow plans that were saved, which are frozen then: no other is made, and kinds that have none go without.
 ///
 /// Threads: none of its own; its owner's lock. What takes long is in Task::run, which needs no lock.
 class EBBTIDE_API Planner {
@@ -45,6 +48,7 @@ class EBBTIDE_API Planner {
     std::vector<Conditions> on_;
     std::shared_ptr<const Course> known_;
     bool recompute_ = true;
+    bool frozen_ = false;  // what is known is only held within other budgets
   };
 
   explicit Planner(bool recompute) noexcept : recompute_(recompute) {}
@@ -62,6 +66,16 @@ class EBBTIDE_API Planner {
   void look_again() noexcept;
   /// A pass has ended that was not watched.
   void passed_unseen() noexcept { last_ = nullptr; }
+
+  /// Before the first pass.
+  void freeze(std::vector<SavedPlan> plans);
+  bool frozen() const noexcept { return frozen_; }
+  /// Holds what is frozen within these budgets; what the plans keep in less is kept again when there is more.
+  void hold_within(const std::vector<Conditions>& on);
+  /// The latest first.
+  std::vector<SavedPlan> in_force() const;
+  /// What the largest pass with a plan saves on a device.
+  Bytes most_saved(size_t device) const noexcept;
 
   /// How many plans were adopted.
   int64_t plans() const noexcept { return plans_; }
@@ -84,14 +98,18 @@ class EBBTIDE_API Planner {
     int wanted = 0;  ///< so many more passes are to be looked at before a plan is made
     std::vector<Profile> profiles;
     std::shared_ptr<const Course> course;
-    uint64_t then = 0;  ///< the kind of the pass that ended after the last of this kind
-    int off = 0;        ///< passes in a row that took another time than predicted
+    std::shared_ptr<const Course> saved;  ///< what is frozen, as it was saved
+    uint64_t then = 0;                    ///< the kind of the pass that ended after the last of this kind
+    int off = 0;                          ///< passes in a row that took another time than predicted
     int off_to_replan = kOffToReplan;
   };
+  Kind* latest(uint64_t id);
+  std::optional<Task> to_hold_within(const Kind& kind, const std::vector<Conditions>& on) const;
   static bool budgets_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept;
   static bool speeds_changed(const std::vector<Conditions>& before, const std::vector<Conditions>& now) noexcept;
 
   const bool recompute_;
+  bool frozen_ = false;
   std::deque<Kind> kinds_;  // the latest first
   std::shared_ptr<const Course> last_;
   int64_t plans_ = 0;

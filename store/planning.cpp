@@ -1,4 +1,5 @@
-// How a store watches its passes, and lets later ones follow the plans made of what it saw.
+// How a store watches its passes, and lets later ones follow the plans made of what it saw, or those that were saved.
+#include <ebbtide/store/error.h>
 #include <ebbtide/store/store_core.h>
 
 #include <algorithm>
@@ -21,9 +22,28 @@ double speed(Bytes bytes, double seconds) noexcept {
 
 }  // namespace
 
-/// A program that fits is looked at for two passes, for what-ifs; one that does not, always.
+/// REQUIRES: no other thread knows this core yet.
+/// Errors: ConfigError.
+void StoreCore::freeze_plan() {
+  if (options_.plan.empty()) return;
+  auto plans = read_plans(options_.plan);
+  if (!plans.ok())
+    throw ConfigError("plan='" + options_.plan + "' is not valid: accepted is a file that save_plan wrote, and " +
+                      (plans.failure().code == FailureCode::kIo ? "this one cannot be read: " : "") +
+                      plans.failure().message);
+  planner_.freeze(std::move(plans).value());
+  expect_planned_locked(host_);
+}
+
+/// With plans, a budget that is a share is known before the first pass.
+void StoreCore::expect_planned_locked(DeviceTier& tier) noexcept {
+  const Bytes most = planner_.frozen() ? planner_.most_saved(tier.index) : Bytes(0);
+  if (most > Bytes(0)) note_saved_locked(tier, most);
+}
+
+/// A program that fits is looked at for two passes, for what-ifs; one that does not, or has its plans already, always.
 bool StoreCore::worth_a_log_locked() const noexcept {
-  return stats_.passes < 2 || std::ranges::any_of(tiers_, [](const DeviceTier& tier) {
+  return stats_.passes < 2 || planner_.frozen() || std::ranges::any_of(tiers_, [](const DeviceTier& tier) {
            return tier.expected_pass > tier.budget || tier.held() > tier.budget / 2;
          });
 }
@@ -144,7 +164,7 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
       {.log = pass.log_,
        .seconds = pass.stats_.seconds,
        .followed = followed ? pass.course_.get() : nullptr,
-       .on = crowded ? conditions_locked() : std::vector<Conditions>(),
+       .on = crowded || planner_.frozen() ? conditions_locked() : std::vector<Conditions>(),
        .copying_s = pass.on(host_.index).saved > Bytes(0)
                         ? kComputeSecondsPerByte * static_cast<double>((disk_moved() - pass.disk_before_).count())
                         : 0,
@@ -160,6 +180,11 @@ std::vector<PlannedRecord> StoreCore::plan() const {
     for (const DeviceTier& tier : tiers_) devices.push_back(tier.device->name());
   }
   return course ? planned_records(*course, devices) : std::vector<PlannedRecord>();
+}
+
+std::vector<SavedPlan> StoreCore::plans_in_force() const {
+  std::lock_guard lock(mutex_);
+  return planner_.in_force();
 }
 
 std::optional<SavedProfile> StoreCore::profile() const {

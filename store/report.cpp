@@ -63,6 +63,12 @@ std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan
                     stats.predicted_step_s, stats.measured_step_s, 100 * off, stats.lower_bound_step_s);
 }
 
+std::string frozen_text(const Stats& stats, const ReportContext& context) {
+  const std::string text = "the plan is frozen, from " + context.plan_file;
+  if (stats.passes == 0 || !context.plan.empty()) return text + "\n";
+  return text + "; the last pass is of no kind that it knows, or had no backward, and followed none\n";
+}
+
 std::string link_line(const char* name, const LinkStats& link) {
   const double gib = static_cast<double>(link.bytes.count()) / (1 << 30);
   return line("  %-24s %12s %10.2f s %8.2f GiB/s", name, to_string(link.bytes).c_str(), link.busy_s,
@@ -118,6 +124,7 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
     text += link_line("written", stats.disk_write);
     text += link_line("read", stats.disk_read);
   }
+  if (!context.plan_file.empty()) text += frozen_text(stats, context);
   if (!context.plan.empty() && stats.predicted_step_s > 0) text += plan_text(stats, context.plan);
   text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
 

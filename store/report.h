@@ -13,6 +13,7 @@ struct ReportContext {
   Bytes min_bytes;
   std::string spill;  ///< one line about the spill tier; empty where there is none
   std::vector<PlannedRecord> plan;
+  std::string plan_file;  ///< that plans are followed from; empty: they are made of what is seen
 };
 
 /// One screen of text: the tiers, what became of what was saved, where time went, and, when nothing was saved, why and

@@ -1,3 +1,4 @@
+#include <ebbtide/store/saved_plans.h>
 #include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/store.h>
 #include <ebbtide/store/store_core.h>
@@ -43,6 +44,15 @@ void Store::save_profile(const std::string& path) const {
   if (!profile) throw ConfigError("save_profile: no pass of this store has had a backward yet");
   const Status written = write_text_file(path, to_json(*profile) + '\n');
   if (!written.ok()) throw ConfigError("save_profile: cannot write " + path + ": " + written.failure().message);
+}
+void Store::save_plan(const std::string& path) const {
+  const auto plans = core_->plans_in_force();
+  if (plans.empty())
+    throw ConfigError(
+        "save_plan: no plan is in force: one is made after the second pass of a kind that saves more than its budget, "
+        "where there is somewhere to go");
+  const Status written = write_text_file(path, to_json(plans));
+  if (!written.ok()) throw ConfigError("save_plan: cannot write " + path + ": " + written.failure().message);
 }
 Bytes Store::trim() {
   return core_->trim();

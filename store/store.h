@@ -47,6 +47,9 @@ class EBBTIDE_API Store {
   /// Writes what is known of passes like the last, as JSON, for what-ifs.
   /// Errors: Error (kConfig) where no pass has had a backward yet, or the file cannot be written.
   void save_profile(const std::string& path) const;
+  /// Writes the plans in force, for Options::plan.
+  /// Errors: Error (kConfig) where there are none yet, or the file cannot be written.
+  void save_plan(const std::string& path) const;
   /// Gives idle host memory back to the system; returns how much.
   Bytes trim();
 

@@ -217,13 +217,16 @@ void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (pass.stats_.saved.tensors == 0) return;  // all its packs were views of older records
   ++stats_.passes;
   last_pass_ = pass.stats_;
+  for (DeviceTier& tier : tiers_) note_saved_locked(tier, pass.on(tier.index).saved);
+}
+
+/// A budget that is a share is one of the largest pass seen.
+void StoreCore::note_saved_locked(DeviceTier& tier, Bytes saved) noexcept {
+  tier.largest_pass_saved = std::max(tier.largest_pass_saved, saved);
   const Share* share = options_.device_budget ? std::get_if<Share>(&*options_.device_budget) : nullptr;
-  for (DeviceTier& tier : tiers_) {
-    tier.largest_pass_saved = std::max(tier.largest_pass_saved, pass.on(tier.index).saved);
-    if (share == nullptr) continue;
-    tier.budget = Bytes(static_cast<int64_t>(static_cast<double>(tier.largest_pass_saved.count()) * share->value));
-    tier.budget_given = true;
-  }
+  if (share == nullptr) return;
+  tier.budget = Bytes(static_cast<int64_t>(static_cast<double>(tier.largest_pass_saved.count()) * share->value));
+  tier.budget_given = true;
 }
 
 void StoreCore::forget(Record& record) noexcept {
@@ -426,9 +429,11 @@ PassStats StoreCore::last_pass() const {
 }
 
 std::string StoreCore::report() const {
-  return render_report(
-      stats(), last_pass(),
-      {.min_bytes = min_bytes_, .spill = spill_ ? spill_->stats().description : std::string(), .plan = plan()});
+  return render_report(stats(), last_pass(),
+                       {.min_bytes = min_bytes_,
+                        .spill = spill_ ? spill_->stats().description : std::string(),
+                        .plan = plan(),
+                        .plan_file = options_.plan});
 }
 
 }  // namespace ebbtide

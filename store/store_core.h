@@ -11,6 +11,7 @@
 #include <ebbtide/store/planned_record.h>
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/record.h>
+#include <ebbtide/store/saved_plans.h>
 #include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/storage_index.h>
@@ -172,6 +173,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::string report() const;
   /// What becomes of each record of passes like the last, in order of packing; empty where that followed no plan.
   std::vector<PlannedRecord> plan() const;
+  /// Those that passes follow.
+  std::vector<SavedPlan> plans_in_force() const;
   /// Of passes like the last, and what is known of the machine; none before a pass has had a backward.
   std::optional<SavedProfile> profile() const;
 
@@ -230,6 +233,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void note_write_error_locked(const Failure& failure);
 
   // planning.cpp: passes that follow what was learned of those before.
+  void freeze_plan();
+  void expect_planned_locked(DeviceTier& tier) noexcept;
   bool worth_a_log_locked() const noexcept;
   void note_pack_locked(Record& record, Pass& pass, const View& view);
   void follow_locked(Pass& pass, std::shared_ptr<const Course> course);
@@ -317,6 +322,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   static DeviceTier::Place place_by_states(const Resident& resident) noexcept;
   Resident* pick_victim_locked(DeviceTier& tier) noexcept;
   void end_pass_locked(Pass& pass) noexcept;
+  void note_saved_locked(DeviceTier& tier, Bytes saved) noexcept;
   void warn_once_locked(const std::string& key, std::string text);
   void deliver_warnings();
   double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);

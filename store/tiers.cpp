@@ -79,6 +79,7 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
       core->host_.budget_given = true;
     }
   }
+  core->freeze_plan();
   if (!asked.spill_to.empty()) {
     SpillOptions spill;
     spill.folders = asked.spill_to;
@@ -93,6 +94,7 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
       core->warnings_.push_back(
           "spill_to lies in memory (tmpfs): what is spilled there frees no memory; name a folder on a disk");
   }
+  core->planner_.hold_within(core->conditions_locked());
   return core;
 }
 
@@ -118,6 +120,7 @@ int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<Device
   else if (memory.ok())
     tier.budget = memory.value().free - memory.value().free / 16;
   tier.budget_given = budget != nullptr;
+  expect_planned_locked(tier);
   return static_cast<int>(tier.index);
 }
 

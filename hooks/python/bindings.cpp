@@ -226,6 +226,7 @@ PYBIND11_MODULE(_ebbtide, module) {
       .def("last_pass", [](const Store& store) { return to_dict(store.last_pass()); })
       .def("plan", [](const Store& store) { return to_list(store.plan()); })
       .def("save_profile", &Store::save_profile)
+      .def("save_plan", &Store::save_plan)
       .def("report", &Store::report)
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })

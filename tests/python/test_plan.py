@@ -209,3 +209,64 @@ def test_the_command_line_from_a_shell(profile):
     command = [sys.executable, "-m", "ebbtide", "plan"]
     assert "device_budget" in subprocess.run([*command, str(profile[0])], text=True, capture_output=True, check=True).stdout
     assert subprocess.run([*command, "missing.json"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("budget", [0, 0.2])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_frozen_plan_is_followed_from_the_first_step_on(name, budget, tmp_path):
+    model, x = build(name)
+    learned = planned_store(model, x, budget, tmp_path)
+    train(copy.deepcopy(model), x, lambda: learned, steps=5)
+    learned.save_plan(tmp_path / "plan.json")
+    reference = train(copy.deepcopy(model), x, steps=3)
+
+    store = planned_store(model, x, budget, tmp_path, plan=tmp_path / "plan.json", verify=True)
+    trained = copy.deepcopy(model)
+    first = train(trained, x, lambda: store, steps=1)
+    assert_same_bits(first, reference[: len(first)])
+    assert [record["action"] for record in store.plan()] == [record["action"] for record in learned.plan()]
+    assert store.stats()["predicted_step_s"] > 0
+    assert f"the plan is frozen, from {tmp_path / 'plan.json'}\n" in store.report()
+
+    assert_same_bits(train(copy.deepcopy(model), x, lambda: store, steps=3), reference)
+    assert store.stats()["plans"] == 0
+    assert store.stats()["device"]["bytes"] == 0
+
+
+@pytest.mark.parametrize("budget", [0, 0.05, 0.6])
+def test_a_frozen_plan_for_another_budget_and_without_recompute(budget, tmp_path):
+    model, x = build("transformer")
+    learned = planned_store(model, x, 0.3, tmp_path)
+    train(copy.deepcopy(model), x, lambda: learned, steps=5)
+    learned.save_plan(tmp_path / "plan.json")
+    reference = train(copy.deepcopy(model), x, steps=3)
+    for recompute in (True, False):
+        store = planned_store(model, x, budget, tmp_path, plan=tmp_path / "plan.json", recompute=recompute, verify=True)
+        assert_same_bits(train(copy.deepcopy(model), x, lambda: store, steps=3), reference)
+        kept = sum(record["bytes"] for record in store.plan() if record["action"] == "keep" and "else" not in record["why"])
+        assert kept <= store.stats()["device"]["budget_bytes"]
+        assert recompute or store.last_pass()["recomputed_tensors"] == 0
+
+
+def test_a_frozen_plan_of_another_model_is_not_followed(tmp_path, monkeypatch):
+    model, x = build("mlp")
+    learned = planned_store(model, x, 0.2, tmp_path)
+    with pytest.raises(ebbtide.ConfigError, match="no plan is in force"):
+        learned.save_plan(tmp_path / "early.json")
+    train(copy.deepcopy(model), x, lambda: learned, steps=5)
+    learned.save_plan(tmp_path / "plan.json")
+    model, x = build("conv")
+    monkeypatch.setenv("EBBTIDE_PLAN", str(tmp_path / "plan.json"))
+    store = planned_store(model, x, 0.2, tmp_path)
+    assert_same_bits(train(copy.deepcopy(model), x, lambda: store, steps=4), train(copy.deepcopy(model), x, steps=4))
+    assert store.plan() == [] and store.stats()["plans"] == 0
+    assert "followed none" in store.report()
+
+
+def test_a_plan_file_that_is_none_is_an_error_that_names_it(tmp_path):
+    for content in (None, "", "{}", '{"format":"ebbtide plan 2"'):
+        path = tmp_path / "plan.json"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(ebbtide.ConfigError, match=f"plan='{path}' is not valid: accepted is a file that save_plan wrote"):
+            ebbtide.Store(plan=path)

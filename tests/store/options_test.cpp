@@ -55,7 +55,8 @@ TEST(SetOption, AnUnknownNameGetsTheNearest) {
 class Environment : public testing::Test {
  protected:
   void TearDown() override {
-    for (const char* name : {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE"})
+    for (const char* name :
+         {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE", "EBBTIDE_PLAN"})
       unsetenv(name);
   }
 };
@@ -65,6 +66,7 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   setenv("EBBTIDE_SPILL_TO", "/a:/b", 1);
   setenv("EBBTIDE_VERIFY", "1", 1);
   setenv("EBBTIDE_RECOMPUTE", "off", 1);
+  setenv("EBBTIDE_PLAN", "/a/plan.json", 1);
   Options given;
   given.device_budget = MiB(5);
   const Options options = resolve(given);
@@ -72,6 +74,9 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   EXPECT_EQ(options.spill_to, (std::vector<std::string>{"/a", "/b"}));
   EXPECT_EQ(options.verify, true);
   EXPECT_EQ(options.recompute, false);
+  EXPECT_EQ(options.plan, "/a/plan.json");
+  given.plan = "mine.json";
+  EXPECT_EQ(resolve(given).plan, "mine.json");
 }
 
 TEST_F(Environment, AWrongValueNamesTheVariable) {

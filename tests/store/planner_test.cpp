@@ -230,5 +230,89 @@ TEST_F(PlannerTest, ALogForAnotherPassBeginsAnew) {
   EXPECT_EQ(log.profile().records.size(), 1u);
 }
 
+/// What a planner has in force after a few passes, as a store that is to follow it reads it.
+class FrozenPlannerTest : public PlannerTest {
+ protected:
+  FrozenPlannerTest() {
+    for (int i = 0; i < 4; ++i) passes(log_);
+    auto read = plans_from_json(to_json(planner_.in_force()));
+    EXPECT_TRUE(read.ok());
+    frozen_.freeze(std::move(read).value());
+    frozen_.hold_within(conditions(MiB(4)));
+  }
+
+  /// Whether something is to be worked out anew.
+  bool frozen_passes(const PassLog& log, Bytes budget) {
+    const auto followed = frozen_.find(log.prefix(), log.records());
+    const auto task = frozen_.ended(
+        {.log = log, .seconds = 99, .followed = followed.get(), .on = conditions(budget), .crowded = true});
+    if (task) frozen_.adopt(task->run());
+    return task.has_value();
+  }
+  static Bytes kept(const Course& course) {
+    Bytes sum;
+    for (size_t i = 0; i < course.profile.records.size(); ++i)
+      if (course.action(i) == Action::kKeep) sum += course.profile.records[i].bytes;
+    return sum;
+  }
+
+  Planner frozen_{/*recompute=*/true};
+};
+
+TEST_F(FrozenPlannerTest, TheSamePlanIsThereBeforeTheFirstPass) {
+  const auto course = planner_.find(log_.prefix(), 12), read = frozen_.find(log_.prefix(), 12);
+  ASSERT_NE(read, nullptr);
+  EXPECT_EQ(read->prefixes, course->prefixes);
+  EXPECT_EQ(read->plans[0].actions, course->plans[0].actions);
+  EXPECT_EQ(read->plans[0].why, course->plans[0].why);
+  EXPECT_EQ(read->plans[0].return_order, course->plans[0].return_order);
+  EXPECT_EQ(read->predicted_s, course->predicted_s);
+  EXPECT_EQ(read->lower_bound_s, course->lower_bound_s);
+  EXPECT_EQ(read->recomputes, course->recomputes);
+}
+
+TEST_F(FrozenPlannerTest, NothingIsPlannedAgain) {
+  for (int i = 0; i < 20; ++i) EXPECT_FALSE(frozen_passes(log_, MiB(4))) << "however long passes take";
+  EXPECT_NE(frozen_.last(), nullptr);
+  EXPECT_FALSE(frozen_.wants(*frozen_.last()));
+  const PassLog other = log_of({MiB(3), MiB(3), MiB(3)});
+  for (int i = 0; i < 9; ++i) EXPECT_FALSE(frozen_passes(other, MiB(4)));
+  EXPECT_EQ(frozen_.find(other.prefix(), 3), nullptr) << "what the file does not know goes without a plan";
+  EXPECT_EQ(frozen_.last(), nullptr);
+  EXPECT_EQ(frozen_.plans(), 0);
+}
+
+TEST_F(FrozenPlannerTest, AnotherBudgetIsHeldAndThePlanComesBackWithItsOwn) {
+  const Bytes planned = kept(*frozen_.find(log_.prefix(), 12));
+  EXPECT_GT(planned, MiB(1));
+  EXPECT_TRUE(frozen_passes(log_, MiB(1)));
+  EXPECT_LE(kept(*frozen_.find(log_.prefix(), 12)), MiB(1));
+  EXPECT_FALSE(frozen_passes(log_, MiB(1)));
+  EXPECT_TRUE(frozen_passes(log_, MiB(64)));
+  EXPECT_EQ(kept(*frozen_.find(log_.prefix(), 12)), planned);
+  EXPECT_EQ(frozen_.plans(), 0);
+}
+
+TEST_F(FrozenPlannerTest, KindsFollowOneAnotherAsBefore) {
+  std::vector<Bytes> longer = sizes_;
+  longer.resize(20, MiB(2));
+  const PassLog long_log = log_of(longer);
+  Planner before(true);
+  for (int i = 0; i < 8; ++i) {
+    const PassLog& log = i % 2 == 0 ? log_ : long_log;
+    if (const auto task = before.ended({.log = log, .seconds = 1, .on = conditions(MiB(4)), .crowded = true}))
+      before.adopt(task->run());
+  }
+  Planner after(true);
+  after.freeze(plans_from_json(to_json(before.in_force())).value());
+  const uint64_t first = log_.prefixes()[0];
+  EXPECT_EQ(after.find(first, 1)->kind, before.find(first, 1)->kind);
+  for (const PassLog* log : {&log_, &long_log, &log_}) {
+    EXPECT_EQ(after.find(first, 1)->kind, log->prefix()) << "of two that begin alike the one that is due";
+    const auto followed = after.find(log->prefix(), log->records());
+    (void)after.ended({.log = *log, .seconds = 1, .followed = followed.get(), .on = conditions(MiB(4))});
+  }
+}
+
 }  // namespace
 }  // namespace ebbtide::test

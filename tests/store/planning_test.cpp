@@ -1,5 +1,7 @@
 // Passes that repeat, on a store with a real spill tier: what is learned of them, and what the plan changes.
+#include <ebbtide/store/error.h>
 #include <ebbtide/store/store_core.h>
+#include <ebbtide/store/text_file.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,7 +16,10 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <random>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 namespace ebbtide::test {
@@ -47,9 +52,10 @@ class PlanningTest : public testing::Test {
   }
   ~PlanningTest() override { std::filesystem::remove_all(folder_); }
 
-  std::shared_ptr<StoreCore> open(Bytes device_budget) const {
+  std::shared_ptr<StoreCore> open(std::variant<Bytes, Share> device_budget, const std::string& plan = "") const {
     Options options;
     options.device_budget = device_budget;
+    options.plan = plan;
     options.spill_to = {folder_.string()};
     options.host_budget = MiB(8);
     options.min_bytes = KiB(4);
@@ -77,6 +83,18 @@ class PlanningTest : public testing::Test {
       records[i].reset();
     }
     core.task_ended(*pass, task);
+  }
+
+  /// What a store that has learned such steps would save.
+  std::string saved_plan(Bytes device_budget, const std::vector<size_t>& sizes) {
+    auto core = open(device_budget);
+    for (int i = 0; i < 4; ++i) step(*core, sizes, downwards(sizes.size()));
+    return save(core->plans_in_force());
+  }
+  std::string save(const std::vector<SavedPlan>& plans) const {
+    const std::string path = (folder_ / "plan.json").string();
+    EXPECT_TRUE(write_text_file(path, to_json(plans)).ok());
+    return path;
   }
 
   static std::vector<size_t> upwards(size_t n) {
@@ -269,6 +287,109 @@ TEST_F(CostlyRecipesTest, AreWeighedWhereMovingCostsMuch) {
   EXPECT_EQ(step(*core), StoreCore::RecipeWanted::kCheap);
   for (int i = 0; i < 12 && core->stats().recomputed.tensors == 0; ++i) step(*core);
   EXPECT_GT(core->stats().recomputed.tensors, 0) << "a redo takes a millionth of a second, a transfer a thousandth";
+TEST_F(PlanningTest, AFrozenPlanIsFollowedFromTheFirstPassOn) {
+  const std::vector<size_t> sizes(16, kSize);
+  auto learned = open(kBytes * 4);
+  for (int i = 0; i < 5; ++i) step(*learned, sizes, downwards(16));
+  auto core = open(kBytes * 4, save(learned->plans_in_force()));
+  for (int i = 0; i < 6; ++i) {
+    step(*core, sizes, downwards(16));
+    const auto before = learned->plan(), after = core->plan();
+    ASSERT_EQ(after.size(), 16u) << "pass " << i;
+    for (size_t r = 0; r < 16; ++r) EXPECT_EQ(after[r].action, before[r].action);
+    EXPECT_EQ(core->last_pass().kept.tensors, learned->last_pass().kept.tensors);
+    EXPECT_EQ(core->last_pass().spilled.tensors, learned->last_pass().spilled.tensors);
+  }
+  EXPECT_EQ(core->stats().plans, 0);
+  EXPECT_GT(core->stats().predicted_step_s, 0);
+  EXPECT_THAT(core->report(),
+              testing::HasSubstr("the plan is frozen, from " + (folder_ / "plan.json").string() + "\n"));
+}
+
+TEST_F(PlanningTest, WhatAFrozenPlanDoesNotKnowGoesWithoutOne) {
+  const std::string file = saved_plan(kBytes * 4, std::vector<size_t>(16, kSize));
+  auto core = open(kBytes * 4, file);
+  for (int i = 0; i < 6; ++i) step(*core, std::vector<size_t>(12, 2 * kSize), downwards(12));
+  EXPECT_TRUE(core->plan().empty());
+  EXPECT_EQ(core->stats().plans, 0);
+  EXPECT_THAT(core->report(), testing::HasSubstr("followed none"));
+  step(*core, std::vector<size_t>(16, kSize), upwards(16));
+  EXPECT_EQ(core->plan().size(), 16u);
+}
+
+TEST_F(PlanningTest, AFrozenPlanStaysWithinASmallerBudget) {
+  const std::vector<size_t> sizes(16, kSize);
+  const std::string file = saved_plan(kBytes * 8, sizes);
+  for (const Bytes budget : {kBytes * 3, kBytes / 2, Bytes(0)}) {
+    auto core = open(budget, file);
+    for (int i = 0; i < 3; ++i) step(*core, sizes, downwards(16));  // looks at the budget
+    const Stats stats = core->stats();
+    EXPECT_LE(stats.device.peak_bytes, budget + kBytes) << "and what one thread unpacks";
+    EXPECT_EQ(core->plan().size(), 16u);
+    EXPECT_LE(stats.kept.tensors, 3 * budget.count() / static_cast<int64_t>(kSize));
+  }
+}
+
+TEST_F(PlanningTest, AFrozenPlanTellsWhatAShareComesTo) {
+  const std::vector<size_t> sizes(16, kSize);
+  const std::string file = saved_plan(kBytes * 4, sizes);
+  auto core = open(Share{0.25}, file);
+  EXPECT_EQ(core->stats().device.budget_bytes, kBytes * 4) << "before the first pass";
+  step(*core, sizes, downwards(16));
+  EXPECT_EQ(core->stats().device.budget_bytes, kBytes * 4);
+  EXPECT_EQ(core->plan().size(), 16u);
+}
+
+TEST_F(PlanningTest, AFileThatIsNoPlanIsAnErrorThatNamesIt) {
+  const std::string file = saved_plan(kBytes * 4, std::vector<size_t>(16, kSize));
+  const auto error_of = [&](const std::string& path) -> std::string {
+    try {
+      (void)open(kBytes, path);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  EXPECT_EQ(error_of(file), "none");
+  EXPECT_EQ(
+      error_of("/no/such/plan"),
+      "plan='/no/such/plan' is not valid: accepted is a file that save_plan wrote, and this one cannot be read: No "
+      "such file or directory");
+  const std::string text = read_text_file(file).value();
+  EXPECT_TRUE(write_text_file(file, text.substr(0, text.size() / 2)).ok());
+  EXPECT_THAT(error_of(file), testing::HasSubstr("it was cut short or changed after it was written"));
+  EXPECT_TRUE(write_text_file(file, "{}").ok());
+  EXPECT_THAT(error_of(file), testing::HasSubstr("save_plan wrote, and it is no plan of ebbtide"));
+}
+
+// Actions that cannot be, orders that are not the backward's: they cost time, and no byte changes.
+TEST_F(PlanningTest, AFrozenPlanOfNonsenseHarmsNothing) {
+  const std::vector<size_t> sizes{kSize, 2 * kSize, kSize / 2, kSize, 3 * kSize, kSize, kSize, 2 * kSize};
+  auto learned = open(kBytes * 4);
+  for (int i = 0; i < 4; ++i) step(*learned, sizes, downwards(8));
+  const std::vector<SavedPlan> plans = learned->plans_in_force();
+  ASSERT_EQ(plans.size(), 1u);
+  std::mt19937_64 random(7);
+  for (int round = 0; round < 40; ++round) {
+    std::vector<SavedPlan> nonsense = plans;
+    Course& course = nonsense[0].course;
+    for (Action& action : course.plans[0].actions)
+      if (random() % 2) action = static_cast<Action>(random() % 4);
+    for (ProfiledRecord& record : course.profile.records) {
+      if (random() % 4 == 0) record.mobility = static_cast<Mobility>(random() % 3);
+      if (random() % 4 == 0) record.bytes = record.moved = Bytes(static_cast<int64_t>(random() % (8 * kSize)));
+    }
+    for (int swaps = static_cast<int>(random() % 6); swaps > 0; --swaps) {
+      auto& steps = course.profile.steps;
+      std::swap(steps[random() % steps.size()].record, steps[random() % steps.size()].record);
+    }
+    if (course.profile.invalid()) course.profile = plans[0].course.profile;
+    course.on[0].budgets.device = Bytes(static_cast<int64_t>(random() % (16 * kSize)));
+    auto core = open(kBytes * static_cast<int64_t>(random() % 6), save(nonsense));
+    for (int i = 0; i < 2; ++i) step(*core, sizes, i == 0 ? downwards(8) : upwards(8));
+    EXPECT_EQ(core->stats().device.bytes, Bytes(0));
+    EXPECT_EQ(core->plan().size(), 8u);
+  }
 }
 
 }  // namespace

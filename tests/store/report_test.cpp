@@ -63,6 +63,15 @@ TEST(Report, SaysWhatIsAliveAndInNoBudget) {
   EXPECT_THAT(report, HasSubstr("  referenced elsewhere            3 MiB        3 MiB\n"));
 }
 
+TEST(Report, SaysFromWhereAPlanIsFrozen) {
+  Stats stats;
+  const ReportContext context{.plan_file = "/a/plan.json"};
+  EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("frozen")));
+  EXPECT_THAT(render_report(stats, {}, context), HasSubstr("the plan is frozen, from /a/plan.json\n"));
+  stats.passes = 1;
+  EXPECT_THAT(render_report(stats, {}, context), HasSubstr("/a/plan.json; the last pass is of no kind that it knows"));
+}
+
 TEST(Report, NamesEachReasonWithItsBytes) {
   Stats stats;
   stats.passed_through_reasons["parameter or leaf"].add(MiB(3));

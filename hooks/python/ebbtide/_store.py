@@ -44,6 +44,7 @@ class Store:
             needs its memory (default True).
         verify: compare each returned tensor with a fingerprint taken when it left.
         checksum: checksums on the spill tier (default True).
+        plan: a file that `save_plan` wrote: its plans are followed from the first step on, and no others are made. Budgets are held whatever it says.
 
     Raises:
         ConfigError: an option is unknown or its value wrong.
@@ -117,6 +118,10 @@ class Store:
     def save_profile(self, path):
         """Writes what is known of passes like the last, as JSON, for what-ifs. `ConfigError` where no pass has had a backward yet or the file cannot be written."""
         self._store.save_profile(os.fspath(path))
+
+    def save_plan(self, path):
+        """Writes the plans in force, for `Store(plan=path)`. `ConfigError` where there are none yet or the file cannot be written."""
+        self._store.save_plan(os.fspath(path))
 
     def trim(self):
         """Gives idle host memory back to the system (between phases of a job); returns how many bytes."""
