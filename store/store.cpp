@@ -49,7 +49,7 @@ void Store::save_plan(const std::string& path) const {
   const auto plans = core_->plans_in_force();
   if (plans.empty())
     throw ConfigError(
-        "save_plan: no plan is in force: one is made after the second pass of a kind that saves more than its budget, "
+        "save_plan: no plan is in force: the second pass of a kind that saves more than its budget makes one, "
         "where there is somewhere to go");
   const Status written = write_text_file(path, to_json(plans));
   if (!written.ok()) throw ConfigError("save_plan: cannot write " + path + ": " + written.failure().message);

@@ -287,6 +287,8 @@ TEST_F(CostlyRecipesTest, AreWeighedWhereMovingCostsMuch) {
   EXPECT_EQ(step(*core), StoreCore::RecipeWanted::kCheap);
   for (int i = 0; i < 12 && core->stats().recomputed.tensors == 0; ++i) step(*core);
   EXPECT_GT(core->stats().recomputed.tensors, 0) << "a redo takes a millionth of a second, a transfer a thousandth";
+}
+
 TEST_F(PlanningTest, AFrozenPlanIsFollowedFromTheFirstPassOn) {
   const std::vector<size_t> sizes(16, kSize);
   auto learned = open(kBytes * 4);
