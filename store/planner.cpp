@@ -101,10 +101,10 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
   Kind* const found = latest(id);
   if (found == nullptr) return std::nullopt;
   Kind& kind = *found;
-  ++kind.passes;
   if (pass.followed != nullptr && kind.course.get() == pass.followed) last_ = kind.course;
   if (frozen_) return to_hold_within(kind, pass.on);
   if (!pass.crowded) return std::nullopt;
+  ++kind.passes;
 
   // The first pass of a kind grows pools and warms caches: its times say little.
   if (kind.passes == 1) {

@@ -153,9 +153,11 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
     return std::nullopt;
   }
   pass.log_.end(now);
-  const bool may_plan = plan_for_accelerators_ || std::ranges::none_of(tiers_, [&](const DeviceTier& tier) {
-                          return tier.link && pass.on(tier.index).saved > Bytes(0);
-                        });
+  // A link that has not been measured both ways would count as none, and all as kept.
+  const bool may_plan = std::ranges::none_of(tiers_, [&](const DeviceTier& tier) {
+    return tier.link && pass.on(tier.index).saved > Bytes(0) &&
+           (!plan_for_accelerators_ || !LinkModel::of({tier.link->out.bandwidth(), tier.link->in.bandwidth()}));
+  });
   const bool crowded = may_plan && std::ranges::any_of(tiers_, [&](const DeviceTier& tier) {
                          return pass.on(tier.index).saved > tier.budget;
                        });

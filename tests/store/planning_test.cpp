@@ -22,6 +22,8 @@
 #include <variant>
 #include <vector>
 
+#include "tests/store/device_trainer.h"
+
 namespace ebbtide::test {
 namespace {
 
@@ -63,7 +65,7 @@ class PlanningTest : public testing::Test {
   }
 
   /// Packs tensors of these sizes, asks for them in this order, and lets each go.
-  void step(StoreCore& core, const std::vector<size_t>& sizes, const std::vector<size_t>& order) {
+  void step(StoreCore& core, const std::vector<size_t>& sizes, const std::vector<size_t>& order, bool bounded = true) {
     std::shared_ptr<Pass> pass;
     std::vector<std::shared_ptr<Record>> records;
     std::vector<std::vector<std::byte>> bytes;
@@ -74,7 +76,9 @@ class PlanningTest : public testing::Test {
       records.push_back(pack(core, pass, memory));
     }
     core.scope_ended(pass);
-    EXPECT_LE(core.stats().device.bytes, core.stats().device.budget_bytes);
+    if (bounded) {
+      EXPECT_LE(core.stats().device.bytes, core.stats().device.budget_bytes);
+    }
     const int task = ++tasks_;
     for (size_t i : order) {
       (void)core.task_began(*records[i], task);
@@ -134,6 +138,14 @@ TEST_F(PlanningTest, TheSecondPassIsPlannedForAndTheThirdFollows) {
   EXPECT_LE(stats.device.peak_bytes, kBytes * 5) << "the budget, and what one thread unpacks";
   EXPECT_EQ(stats.kept.tensors + stats.spilled.tensors, 8 * 16);
   EXPECT_GE(stats.spilled.tensors, 8 * 11);
+}
+
+TEST_F(PlanningTest, AShareOfWhatIsSavedIsPlannedForToo) {
+  // In the first pass it is not known yet, and the pass fits.
+  auto core = open(Share{0.25});
+  for (int i = 0; i < 6; ++i) step(*core, std::vector<size_t>(16, kSize), downwards(16), /*bounded=*/i > 1);
+  EXPECT_EQ(core->stats().device.budget_bytes, kBytes * 4);
+  EXPECT_EQ(core->plan().size(), 16u);
 }
 
 TEST_F(PlanningTest, NothingIsPlannedForWhatFits) {
@@ -392,6 +404,29 @@ TEST_F(PlanningTest, AFrozenPlanOfNonsenseHarmsNothing) {
     EXPECT_EQ(core->stats().device.bytes, Bytes(0));
     EXPECT_EQ(core->plan().size(), 8u);
   }
+}
+
+TEST_F(PlanningTest, NothingIsPlannedBeforeALinkIsKnownBothWays) {
+  Options options;
+  options.device_budget = kBytes * 4;
+  options.host_budget = MiB(8);
+  options.min_bytes = KiB(4);
+  const auto core = StoreCore::open(options);
+  core->plan_for_accelerators(true);
+  DeviceTrainer trainer(*core, {.pace = Pace::kEager}, {.own_thread = false});
+  for (int task = 1; task < 5; ++task) {  // backwards that ask for the last tensor, which is there still
+    std::shared_ptr<Pass> pass;
+    std::vector<DeviceTrainer::Saved> saved;
+    for (uint64_t i = 0; i < 16; ++i) saved.push_back(trainer.save(pass, i, kSize));
+    core->scope_ended(pass);
+    EXPECT_TRUE(core->task_began(*saved.back().record, task));
+    (void)trainer.use(saved.back());
+    saved.clear();
+    core->task_ended(*pass, task);
+  }
+  EXPECT_GT(core->stats().d2h.bytes, Bytes(0));
+  EXPECT_EQ(core->stats().h2d.bytes, Bytes(0));
+  EXPECT_EQ(core->stats().plans, 0);
 }
 
 }  // namespace
