@@ -60,6 +60,9 @@ class DeviceTier {
   /// What counts in the budget.
   Bytes held() const noexcept { return held_; }
   Bytes peak() const noexcept { return peak_; }
+  /// The most of it since the last pass began.
+  Bytes peak_of_pass() const noexcept { return peak_of_pass_; }
+  void begin_pass() noexcept { peak_of_pass_ = held_; }
   /// Saved, and somebody else's too.
   Bytes referenced_elsewhere() const noexcept { return bytes(Place::kElsewhere) - handed_out_elsewhere_; }
   Bytes referenced_elsewhere_peak() const noexcept { return referenced_elsewhere_peak_; }
@@ -104,6 +107,7 @@ class DeviceTier {
 
   /// Returns whether more is handed over than ever before.
   bool note_peak() noexcept {
+    peak_of_pass_ = std::max(peak_of_pass_, held_);
     peak_ = std::max(peak_, held_);
     referenced_elsewhere_peak_ = std::max(referenced_elsewhere_peak_, referenced_elsewhere());
     const Bytes now = handed_over();
@@ -131,6 +135,7 @@ class DeviceTier {
   Bytes bytes_[kPlaces];
   Bytes held_;  // all but kElsewhere
   Bytes peak_;
+  Bytes peak_of_pass_;
   Bytes handed_out_held_;
   Bytes handed_out_elsewhere_;
   HandedOver outlived_;

@@ -148,6 +148,7 @@ std::vector<Conditions> StoreCore::conditions_locked() const {
 std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
   const auto now = std::chrono::steady_clock::now();
   pass.stats_.seconds = std::chrono::duration<double>(now - pass.began_).count();
+  for (const DeviceTier& tier : tiers_) pass.stats_.device_peak += tier.peak_of_pass();
   if (!pass.logs_ || pass.log_.records() == 0 || closed_ || !follow_plans_) {
     planner_.passed_unseen();
     return std::nullopt;

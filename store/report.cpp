@@ -57,10 +57,13 @@ std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan
   std::string text = line("%-50s %10s %12s", "planned, of a pass", "tensors", "bytes");
   for (const auto& [how, count] : by_bytes(treated)) text += count_line(("  " + how).c_str(), count);
   const double off = stats.measured_step_s / stats.predicted_step_s - 1;
-  return text + line(
-                    "a pass was predicted to take %.3f s and took %.3f s (%+.1f%%); by its account no plan takes less "
-                    "than %.3f s",
-                    stats.predicted_step_s, stats.measured_step_s, 100 * off, stats.lower_bound_step_s);
+  return text +
+         line(
+             "a pass was predicted to take %.3f s and took %.3f s (%+.1f%%); by its account no plan takes less "
+             "than %.3f s",
+             stats.predicted_step_s, stats.measured_step_s, 100 * off, stats.lower_bound_step_s) +
+         line("and to hold %s at most, and held %s", to_string(stats.predicted_peak_bytes).c_str(),
+              to_string(stats.measured_peak_bytes).c_str());
 }
 
 std::string frozen_text(const Stats& stats, const ReportContext& context) {

@@ -84,6 +84,9 @@ struct Stats {
   double predicted_step_s = 0;    ///< by the plan that it followed
   double measured_step_s = 0;     ///< with or without a plan
   double lower_bound_step_s = 0;  ///< by the plan's account no way to treat what it saved takes less
+  // The most of device.bytes from its first pack to its end, each device's, summed. 0 as above.
+  Bytes predicted_peak_bytes;
+  Bytes measured_peak_bytes;
 };
 
 /// One pass, from its first pack to its end. `kept` and the others count its records as they died.
@@ -92,6 +95,7 @@ struct PassStats {
   Count saved, kept, offloaded, spilled, recomputed;
   double stall_s = 0;
   double seconds = 0;  ///< from its first pack to the end of its first backward; 0 where it had none
+  Bytes device_peak;   ///< the most that counted in budgets meanwhile, other passes' too; each device's, summed
 };
 
 }  // namespace ebbtide

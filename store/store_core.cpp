@@ -48,6 +48,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       pass = std::make_shared<Pass>(shared_from_this(), next_pass_++, worth_a_log_locked());
       pass->sequence_.reserve(longest_sequence_);
       pass->made_.reserve(longest_sequence_);
+      for (DeviceTier& any : tiers_) any.begin_pass();
       if (pass->logs_) {
         pass->log_ = std::exchange(spare_log_, {});
         pass->disk_before_ = disk_moved();

@@ -179,9 +179,11 @@ Stats StoreCore::stats() const {
     stats.host.budget_bytes = staging_budget_ + host_budget_;
     stats.plans = planner_.plans();
     stats.measured_step_s = last_pass_.seconds;
+    stats.measured_peak_bytes = last_pass_.device_peak;
     if (planner_.last()) {
       stats.predicted_step_s = planner_.last()->predicted_s;
       stats.lower_bound_step_s = planner_.last()->lower_bound_s;
+      for (const Plan& plan : planner_.last()->plans) stats.predicted_peak_bytes += plan.predicted.device_peak;
     }
     stats.recipe_bytes = Bytes(recipe_bytes_.load());
     stats.recipe_bytes_peak = Bytes(recipe_bytes_peak_.load());

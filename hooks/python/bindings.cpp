@@ -117,6 +117,8 @@ py::dict to_dict(const Stats& stats) {
   result["predicted_step_s"] = stats.predicted_step_s;
   result["measured_step_s"] = stats.measured_step_s;
   result["lower_bound_step_s"] = stats.lower_bound_step_s;
+  result["predicted_peak_bytes"] = stats.predicted_peak_bytes.count();
+  result["measured_peak_bytes"] = stats.measured_peak_bytes.count();
   return result;
 }
 

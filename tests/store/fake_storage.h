@@ -85,12 +85,12 @@ class FakeRecipe : public Recipe {
   virtual Memory run(StoreCore& core) const = 0;
 };
 
-/// What an unpack hook does: a storage, adopted where it came back, and redone where it must be.
-inline std::shared_ptr<FakeStorage> unpack(StoreCore& core, Record& record) {
+/// What an unpack hook does: a storage, adopted where it came back, and redone where it must be, as if that took so long.
+inline std::shared_ptr<FakeStorage> unpack(StoreCore& core, Record& record, double redo_s = 0.5) {
   StoreCore::Unpacked unpacked = core.unpack(record);
   if (unpacked.recipe) {
     auto made = std::make_shared<FakeStorage>(dynamic_cast<const FakeRecipe&>(*unpacked.recipe).run(core));
-    return std::static_pointer_cast<FakeStorage>(core.redone(record, std::move(made), kHostStream, 0.5));
+    return std::static_pointer_cast<FakeStorage>(core.redone(record, std::move(made), kHostStream, redo_s));
   }
   if (!unpacked.storage)
     unpacked.storage = core.adopt(record, unpacked.memory, std::make_shared<FakeStorage>(unpacked.memory));

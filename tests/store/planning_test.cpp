@@ -136,6 +136,10 @@ TEST_F(PlanningTest, TheSecondPassIsPlannedForAndTheThirdFollows) {
   for (int i = 0; i < 4; ++i) step(*core, sizes, downwards(16));
   const Stats stats = core->stats();
   EXPECT_LE(stats.device.peak_bytes, kBytes * 5) << "the budget, and what one thread unpacks";
+  EXPECT_EQ(stats.predicted_peak_bytes, kBytes * 4);
+  EXPECT_EQ(stats.measured_peak_bytes, kBytes * 4);
+  EXPECT_THAT(core->report(), testing::HasSubstr("and to hold " + to_string(kBytes * 4) + " at most, and held " +
+                                                 to_string(kBytes * 4)));
   EXPECT_EQ(stats.kept.tensors + stats.spilled.tensors, 8 * 16);
   EXPECT_GE(stats.spilled.tensors, 8 * 11);
 }
