@@ -10,12 +10,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <numeric>
-#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -29,22 +27,6 @@ namespace {
 
 constexpr size_t kSize = 64 << 10;
 constexpr Bytes kBytes{kSize};
-
-/// Makes what was saved before it again: a matmul, as far as the store can tell.
-class Costly final : public FakeRecipe {
- public:
-  Costly(std::shared_ptr<Record> from, size_t bytes)
-      : FakeRecipe({std::move(from)}, Bytes(0), Bytes(static_cast<int64_t>(bytes))) {}
-  bool inputs_unchanged() const noexcept override { return true; }
-  bool cheap() const noexcept override { return false; }
-  std::optional<double> seconds() const noexcept override { return 1e-6; }
-  Memory run(StoreCore& core) const override {
-    const auto from = unpack(core, *inputs()[0]);
-    Memory made(static_cast<size_t>(end().count()));
-    std::memcpy(made.data(), from->data(), made.bytes());
-    return made;
-  }
-};
 
 class PlanningTest : public testing::Test {
  protected:
@@ -250,59 +232,6 @@ TEST_F(PlanningTest, SeveralPassesAtOnceStayWithinTheBudget) {
     core->task_ended(*passes[p], static_cast<int>(p) + 1);
   }
   EXPECT_EQ(core->stats().device.bytes, Bytes(0));
-}
-
-/// One tensor that must be stored, and copies of it, each with a recipe.
-class CostlyRecipesTest : public PlanningTest {
- protected:
-  static constexpr size_t kCopy = 1 << 20;
-  static constexpr int kCopies = 12;
-
-  /// Returns what was wanted of the last one.
-  StoreCore::RecipeWanted step(StoreCore& core) {
-    std::shared_ptr<Pass> pass;
-    std::vector<std::shared_ptr<Record>> records;
-    StoreCore::RecipeWanted wanted{};
-    for (int i = 0; i <= kCopies; ++i) {
-      Memory memory(kCopy);
-      memory.fill(5);
-      const StoreCore::Packed packed =
-          core.pack(pass, whole(memory), [&] { return std::make_shared<FakeStorage>(memory); });
-      wanted = packed.wanted;
-      if (i > 0 && wanted == StoreCore::RecipeWanted::kAny)
-        core.offer_recipe(*packed.record, std::make_shared<Costly>(records[0], kCopy));
-      records.push_back(packed.record);
-    }
-    core.scope_ended(pass);
-    EXPECT_LE(core.stats().device.bytes, core.stats().device.budget_bytes);
-    Memory expected(kCopy);
-    expected.fill(5);
-    const int task = ++tasks_;
-    for (; !records.empty(); records.pop_back()) {
-      (void)core.task_began(*records.back(), task);
-      EXPECT_EQ(copy(*unpack(core, *records.back())), copy(expected));
-    }
-    core.task_ended(*pass, task);
-    return wanted;
-  }
-};
-
-TEST_F(CostlyRecipesTest, AreUsedWhereNothingCanLeave) {
-  Options options;
-  options.device_budget = Bytes(3 * kCopy);
-  options.min_bytes = KiB(4);
-  auto core = StoreCore::open(options);
-  EXPECT_EQ(step(*core), StoreCore::RecipeWanted::kAny);
-  for (int i = 1; i < 6; ++i) step(*core);
-  EXPECT_GE(core->stats().recomputed.tensors, 6 * (kCopies - 2));
-  EXPECT_GT(core->stats().plans, 0) << "what is redone is chosen by its time";
-}
-
-TEST_F(CostlyRecipesTest, AreWeighedWhereMovingCostsMuch) {
-  auto core = open(Bytes(3 * kCopy));
-  EXPECT_EQ(step(*core), StoreCore::RecipeWanted::kCheap);
-  for (int i = 0; i < 12 && core->stats().recomputed.tensors == 0; ++i) step(*core);
-  EXPECT_GT(core->stats().recomputed.tensors, 0) << "a redo takes a millionth of a second, a transfer a thousandth";
 }
 
 TEST_F(PlanningTest, AFrozenPlanIsFollowedFromTheFirstPassOn) {
