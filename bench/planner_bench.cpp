@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <random>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "pass_cost.h"
+#include "row_printer.h"
 #include "tests/store/profiles.h"
 
 namespace {
@@ -21,17 +21,7 @@ using namespace ebbtide;
 using namespace ebbtide::bench;
 using namespace ebbtide::test;
 
-void print_row(const std::string& name, double value, const char* unit, const std::string& goal, const char* met) {
-  std::printf(
-      "{\"part\": \"planner\", \"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"goal\": \"%s\", \"met\": %s}\n",
-      name.c_str(), value, unit, goal.c_str(), met);
-  std::fflush(stdout);
-}
-void print_at_most(const std::string& name, double value, const char* unit, double limit) {
-  char goal[32];
-  std::snprintf(goal, sizeof goal, "<= %.4g", limit);
-  print_row(name, value, unit, goal, value <= limit ? "true" : "false");
-}
+constexpr bench::RowPrinter rows{"planner"};
 
 Budgets share(const Profile& profile, int percent) {
   return {.device = saved(profile) * percent / 100};
@@ -106,32 +96,30 @@ void print_pass_cost() {
   const PassCost few = KeptTensors(1'000, folder.string()).measure(200);
   const PassCost many = KeptTensors(100'000, folder.string()).measure(5);
   std::filesystem::remove_all(folder);
-  print_at_most("a pack under a plan, to what is decided of it, 1,000 a pass, CPU time", 1e9 * few.pack, "ns", 300);
-  print_at_most("a pack, 100,000 a pass to 1,000", many.pack / few.pack, "times", 2);
-  print_row("a tensor under a plan, from its pack to its death, 1,000 a pass", 1e9 * few.whole, "ns", "", "null");
-  print_at_most("a tensor from its pack to its death, 100,000 a pass to 1,000", many.whole / few.whole, "times", 2);
-  print_row("these passes followed plans", few.planned && many.planned, "", "== 1",
-            few.planned && many.planned ? "true" : "false");
+  rows.at_most("a pack under a plan, to what is decided of it, 1,000 a pass, CPU time", 1e9 * few.pack, "ns", 300);
+  rows.at_most("a pack, 100,000 a pass to 1,000", many.pack / few.pack, "times", 2);
+  rows.row("a tensor under a plan, from its pack to its death, 1,000 a pass", 1e9 * few.whole, "ns");
+  rows.at_most("a tensor from its pack to its death, 100,000 a pass to 1,000", many.whole / few.whole, "times", 2);
+  rows.row("these passes followed plans", few.planned && many.planned, "", "== 1", few.planned && many.planned);
 }
 
 }  // namespace
 
 int main() {
   print_pass_cost();
-  print_at_most("plan of 1,008 records, CPU time", 1e3 * fastest(84, 9), "ms", 15);
-  print_at_most("plan of 100,008 records, CPU time", fastest(8334, 1), "s", 2);
+  rows.at_most("plan of 1,008 records, CPU time", 1e3 * fastest(84, 9), "ms", 15);
+  rows.at_most("plan of 100,008 records, CPU time", fastest(8334, 1), "s", 2);
   int above = 0;
-  print_at_most("above the bound, transformers, 5 to 100%, worst", worst_gap(0, 1, &above), "%", 2);
-  print_at_most("above the bound, random transformers, 5 to 100%, worst", worst_gap(0.6, 5, &above), "%", 5);
-  print_at_most("above brute force, nine records, worst of 60", worst_against_brute_force(60), "%", 1.5);
-  print_row("plans above recompute-all or offload-all, or over budget", above, "", "== 0",
-            above == 0 ? "true" : "false");
+  rows.at_most("above the bound, transformers, 5 to 100%, worst", worst_gap(0, 1, &above), "%", 2);
+  rows.at_most("above the bound, random transformers, 5 to 100%, worst", worst_gap(0.6, 5, &above), "%", 5);
+  rows.at_most("above brute force, nine records, worst of 60", worst_against_brute_force(60), "%", 1.5);
+  rows.row("plans above recompute-all or offload-all, or over budget", above, "", "== 0", above == 0);
   const Profile profile = Transformer().profile();
   for (const int percent : {10, 20, 30, 50}) {
     const Plan result = plan(profile, Accelerator().machine(), share(profile, percent));
     const std::string name = "step, 7B, 4096 tokens, 55 GB/s, " + std::to_string(percent) + "%: ";
-    print_row(name + "planned", 100 * (result.predicted.step_s / profile.seconds - 1), "% more", "", "null");
-    print_row(name + "bound", 100 * (result.lower_bound_s / profile.seconds - 1), "% more", "", "null");
+    rows.row(name + "planned", 100 * (result.predicted.step_s / profile.seconds - 1), "% more");
+    rows.row(name + "bound", 100 * (result.lower_bound_s / profile.seconds - 1), "% more");
   }
   return 0;
 }

@@ -31,24 +31,15 @@
 #include <utility>
 #include <vector>
 
+#include "row_printer.h"
+
 namespace {
 
 using namespace ebbtide;
 using pinned_pool::Arena;
 using pinned_pool::Slab;
 
-void print_row(const std::string& name, double value, const char* unit, const std::string& goal = "",
-               const char* met = "null") {
-  std::printf(
-      "{\"part\": \"pool\", \"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"goal\": \"%s\", \"met\": %s}\n",
-      name.c_str(), value, unit, goal.c_str(), met);
-  std::fflush(stdout);
-}
-void print_at_most(const std::string& name, double value, const char* unit, double limit) {
-  char goal[32];
-  std::snprintf(goal, sizeof goal, "<= %.4g", limit);
-  print_row(name, value, unit, goal, value <= limit ? "true" : "false");
-}
+constexpr bench::RowPrinter rows{"pool"};
 
 [[noreturn]] void die(const std::string& why) {
   std::fprintf(stderr, "pool_bench: %s\n", why.c_str());
@@ -214,9 +205,9 @@ class Unchunked {
 void bytes_on(const Trace& trace, double limit) {
   const auto live = static_cast<double>(trace.peak_live);
   const auto say = [&](const char* way, size_t mapped) {
-    print_row(trace.name + ": mapped at peak, " + way, static_cast<double>(mapped) / live, "x live");
+    rows.row(trace.name + ": mapped at peak, " + way, static_cast<double>(mapped) / live, "x live");
   };
-  print_row(trace.name + ": peak live", live / (1 << 30), "GiB");
+  rows.row(trace.name + ": peak live", live / (1 << 30), "GiB");
   auto pool = must(PinnedPool::create({.capacity = GiB(2), .keep_spare = false}));
   constexpr size_t kSlab = size_t{128} << 20;  // by default, for such a capacity
   Chunked chunked{*pool};
@@ -224,17 +215,17 @@ void bytes_on(const Trace& trace, double limit) {
   const PoolStats first = pool->stats();
   const auto mapped = static_cast<size_t>(first.peak_slab_bytes.count());
   say("ebbtide", mapped);
-  print_at_most(trace.name + ": mapped less one slab", static_cast<double>(mapped - kSlab) / live, "x live", limit);
+  rows.at_most(trace.name + ": mapped less one slab", static_cast<double>(mapped - kSlab) / live, "x live", limit);
   int steps = trace.steps;
   for (; steps < 1000; steps += trace.steps) replay(trace, chunked);
-  print_row(trace.name + ": growths after the first round, " + std::to_string(steps) + " steps",
-            static_cast<double>(pool->stats().growths - first.growths), "", "== 0",
-            pool->stats().growths == first.growths ? "true" : "false");
+  rows.row(trace.name + ": growths after the first round, " + std::to_string(steps) + " steps",
+           static_cast<double>(pool->stats().growths - first.growths), "", "== 0",
+           pool->stats().growths == first.growths);
   const Bytes held = pool->stats().slab_bytes;
   const Bytes trimmed = pool->trim();
-  print_row(trace.name + ": returned by trim",
-            100.0 * static_cast<double>(trimmed.count()) / static_cast<double>(held.count()), "%", "== 100",
-            trimmed == held ? "true" : "false");
+  rows.row(trace.name + ": returned by trim",
+           100.0 * static_cast<double>(trimmed.count()) / static_cast<double>(held.count()), "%", "== 100",
+           trimmed == held);
   pool.reset();
 
   {
@@ -285,10 +276,10 @@ void time_of_lending() {
   }
   const double alone = fastest_of(49, [&] { return lend(*pool, chunk, 1); });
   const double together = fastest_of(49, [&] { return lend(*pool, chunk, 8); });
-  print_at_most("acquire and release 32 MiB, CPU time", 1e6 * alone, "us", 1.3);
-  print_row("acquire and release 128 MiB, 4 chunks, CPU time",
-            1e6 * fastest_of(49, [&] { return lend(*pool, MiB(128), 1); }), "us");
-  print_at_most("acquire and release 32 MiB, 8 threads at once, CPU time", together / alone, "x alone", 4);
+  rows.at_most("acquire and release 32 MiB, CPU time", 1e6 * alone, "us", 1.3);
+  rows.row("acquire and release 128 MiB, 4 chunks, CPU time",
+           1e6 * fastest_of(49, [&] { return lend(*pool, MiB(128), 1); }), "us");
+  rows.at_most("acquire and release 32 MiB, 8 threads at once, CPU time", together / alone, "x alone", 4);
   const double by_hand = fastest_of(3, [&] {
     return seconds_of([&] {
       void* data = std::calloc(1, static_cast<size_t>(chunk.count()));
@@ -297,7 +288,7 @@ void time_of_lending() {
       std::free(data);
     });
   });
-  print_row("malloc, mlock and free 32 MiB", 1e6 * by_hand, "us");
+  rows.row("malloc, mlock and free 32 MiB", 1e6 * by_hand, "us");
 }
 
 /// Milliseconds to have 1 GiB present and locked.
@@ -365,11 +356,11 @@ void time_of_growth() {
   }
   double best = std::numeric_limits<double>::infinity();
   for (const Way& way : ways) {
-    print_row(std::string("1 GiB present and locked: ") + way.name, 1e3 * way.best, "ms");
+    rows.row(std::string("1 GiB present and locked: ") + way.name, 1e3 * way.best, "ms");
     best = std::min(best, way.best);
   }
-  print_row("1 GiB present and locked: ebbtide", 1e3 * ours.best, "ms");
-  print_at_most("1 GiB present and locked: ebbtide", ours.best / best, "x the best", 1.1);
+  rows.row("1 GiB present and locked: ebbtide", 1e3 * ours.best, "ms");
+  rows.at_most("1 GiB present and locked: ebbtide", ours.best / best, "x the best", 1.1);
 }
 
 }  // namespace

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "row_printer.h"
 #include "tests/gpu/gpu_driver.h"
 #include "tests/support/noop_cuda_api.h"
 #include "tests/support/noop_training.h"
@@ -28,18 +29,7 @@ namespace {
 
 using namespace ebbtide;
 
-void print_row(const std::string& name, double value, const char* unit, const std::string& goal, bool met) {
-  std::printf(
-      "{\"part\": \"transfer\", \"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"goal\": \"%s\", \"met\": %s}\n",
-      name.c_str(), value, unit, goal.c_str(), met ? "true" : "false");
-  std::fflush(stdout);
-}
-void print_row(const std::string& name, double value, const char* unit) {
-  std::printf(
-      "{\"part\": \"transfer\", \"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"goal\": \"\", \"met\": null}\n",
-      name.c_str(), value, unit);
-  std::fflush(stdout);
-}
+constexpr bench::RowPrinter rows{"transfer"};
 
 [[noreturn]] void die(const Failure& failure) {
   std::fprintf(stderr, "transfer_bench: %s\n", failure.message.c_str());
@@ -136,8 +126,8 @@ void measure_host() {
                       }));
     const double microseconds = best / kTensors * 1e6;
     const double allocations = static_cast<double>(test::allocations - before) / (kTensors * kRounds);
-    print_row("host." + name, microseconds, "us", "<= 4", microseconds <= kMostMicroseconds);
-    print_row("host." + name + ".allocations", allocations, "", "<= 0", allocations == 0);
+    rows.row("host." + name, microseconds, "us", "<= 4", microseconds <= kMostMicroseconds);
+    rows.row("host." + name + ".allocations", allocations, "", "<= 0", allocations == 0);
   };
   measure("device_offload", &Mover::leave_bare);
   measure("device_fetch", &Mover::come_back_bare);
@@ -146,7 +136,7 @@ void measure_host() {
 
   double best = std::numeric_limits<double>::infinity();
   for (int round = 0; round < 200; ++round) best = std::min(best, seconds_of([&] { mover.leave_in_small_chunks(); }));
-  print_row("host.lane_small_chunk", best / Mover::kSmallChunks * 1e6, "us");
+  rows.row("host.lane_small_chunk", best / Mover::kSmallChunks * 1e6, "us");
 }
 
 /// The same with all that the store does around it: a pack and an unpack, records, host memory, budgets.
@@ -169,8 +159,8 @@ void measure_store() {
   }
   const auto print = [&](const std::string& name, double seconds, int64_t allocations) {
     const double microseconds = seconds / kPassTensors * 1e6;
-    print_row("host." + name, microseconds, "us", "<= 4", microseconds <= kMostMicroseconds);
-    print_row("host." + name + ".allocations", static_cast<double>(allocations) / kPasses, "a pass");
+    rows.row("host." + name, microseconds, "us", "<= 4", microseconds <= kMostMicroseconds);
+    rows.row("host." + name + ".allocations", static_cast<double>(allocations) / kPasses, "a pass");
   };
   print("store_offload", offload, offload_allocations);
   print("store_fetch", fetch, fetch_allocations);
@@ -279,12 +269,12 @@ void print_calibration(CudaDevice& device, const Way& out, const Way& in) {
   const LinkScratch scratch{out.host(), in.host(), out.memory(), in.memory(), Way::kScratchBytes};
   std::optional<LinkBandwidth> link;
   const double seconds = seconds_of([&] { link = must(measure_link(device, SteadyClock(), scratch)); });
-  print_row("link.measured.seconds", seconds, "s", "<= 0.1", seconds <= 0.1);
+  rows.row("link.measured.seconds", seconds, "s", "<= 0.1", seconds <= 0.1);
   for (const auto& [size, bytes] : {std::pair("64KiB", KiB(64)), {"1MiB", MiB(1)}, {"16MiB", MiB(16)}}) {
     for (const auto& [way, bandwidth] : {std::pair("out", &link->out), {"in", &link->in}}) {
       for (const auto& [use, is] : {std::pair("alone", LinkUse::kAlone), {"duplex", LinkUse::kDuplex}}) {
         const std::string name = std::string("link.measured.") + way + "." + use + "." + size;
-        print_row(name, bandwidth->bytes_per_second(bytes, is).value_or(0) / 1e9, "GB/s");
+        rows.row(name, bandwidth->bytes_per_second(bytes, is).value_or(0) / 1e9, "GB/s");
       }
     }
   }
@@ -348,10 +338,10 @@ void measure_lanes(const test::GpuDriver& driver) {
         best_lanes = std::min(best_lanes, seconds_of(lanes));
       }
       const std::string name = std::string("link.") + it.name + "." + size.name;
-      print_row(name + ".bare", static_cast<double>(bytes) / best_bare / 1e9, "GB/s");
-      print_row(name + ".lane", static_cast<double>(bytes) / best_lanes / 1e9, "GB/s");
+      rows.row(name + ".bare", static_cast<double>(bytes) / best_bare / 1e9, "GB/s");
+      rows.row(name + ".lane", static_cast<double>(bytes) / best_lanes / 1e9, "GB/s");
       const double share = best_bare / best_lanes;
-      print_row(name + ".share", share, "x", ">= 0.95", share >= kLeastShare);
+      rows.row(name + ".share", share, "x", ">= 0.95", share >= kLeastShare);
     }
   }
 }
