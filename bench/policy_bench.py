@@ -3,6 +3,7 @@
 Options after -- are those of train_gpt.py's model (--layers, --width, --tokens, --batch), --steps, --spill and --plot FILE.png.
 """
 
+import random
 import statistics
 import sys
 import tempfile
@@ -18,7 +19,6 @@ from row import Row
 SHARES = (0.05, 0.10, 0.20, 0.30, 0.50)
 PREDICTED_WITHIN = 0.05
 DEMO_SHARE, DEMO_SLOWEST = 0.10, 1.05
-PROFILES = 3  # of which a plan is made, at most
 FIRST_PLANNED = 2  # steps before this one are watched, and followed no plan
 
 
@@ -47,7 +47,7 @@ def name_of(share: float) -> str:
 
 
 def measure(arguments) -> tuple[int, int, dict[str, list[dict]]]:
-    """Bytes that plain saves and that checkpoint keeps, and each contender's answers, a step each in turn."""
+    """Bytes that plain saves and that checkpoint keeps, and each contender's answers, a step each in every round, in an order of its own."""
     with ExitStack() as stack:
         start = lambda name, *how: stack.enter_context(Contender(name, command(arguments, *how)))  # noqa: E731
         contenders = {"plain": start("plain", "plain"), "checkpoint": start("checkpoint", "checkpoint")}
@@ -58,10 +58,11 @@ def measure(arguments) -> tuple[int, int, dict[str, list[dict]]]:
             contenders[name_of(share)] = start(name_of(share), "ebbtide", int(saved * share))
             contenders[name_of(share)].wait_ready()
         answers = {name: [] for name in contenders}
+        order = random.Random(arguments.seed)  # a step may pay for what the one before it left to the disk
         for step in range(arguments.steps):
             print(f"policy: step {step + 1} of {arguments.steps}", file=sys.stderr)
-            for name, contender in contenders.items():
-                answers[name].append(contender.ask("step"))
+            for name in order.sample(list(contenders), len(contenders)):
+                answers[name].append(contenders[name].ask("step"))
         for contender in contenders.values():
             contender.finish()
     return saved, kept, answers
@@ -70,20 +71,6 @@ def measure(arguments) -> tuple[int, int, dict[str, list[dict]]]:
 def over_plain(steps: list[dict], plain: list[dict]) -> float:
     pairs = zip(steps[FIRST_PLANNED:], plain[FIRST_PLANNED:], strict=True)
     return statistics.median(mine["seconds"] / other["seconds"] for mine, other in pairs)
-
-
-def predictions_off(steps: list[dict], plain: list[dict]) -> list[tuple[float, float]]:
-    """Of each planned step: the prediction over what was measured, less 1; and so with the machine's pace taken out, by what plain took beside
-    that step and beside those that the plan was made of."""
-    off, made_of = [], []
-    for number in range(FIRST_PLANNED, len(steps)):
-        of_pass = steps[number]["pass"]
-        if number == FIRST_PLANNED or of_pass["predicted_s"] != steps[number - 1]["pass"]["predicted_s"]:
-            made_of = plain[max(0, number - PROFILES) : number]
-        pace = plain[number]["seconds"] / statistics.median(step["seconds"] for step in made_of)
-        ratio = of_pass["predicted_s"] / of_pass["measured_s"]
-        off.append((abs(ratio - 1), abs(ratio * pace - 1)))
-    return off
 
 
 def rows(options: list[str]) -> Iterator[Row]:
@@ -106,9 +93,8 @@ def rows(options: list[str]) -> Iterator[Row]:
             yield Row.at_most("policy", f"{name}.over_plain", slower, "x", checkpoint, "checkpoint's, which keeps less")
         else:
             yield Row("policy", f"{name}.over_plain", slower, "x")
-        as_it_was, at_its_pace = (statistics.median(column) for column in zip(*predictions_off(steps, plain), strict=True))
-        yield Row.at_most("policy", f"{name}.predicted_off", at_its_pace, "", PREDICTED_WITHIN)
-        yield Row("policy", f"{name}.predicted_off.pace_left_in", as_it_was, "")
+        off = statistics.median(abs(p["predicted_s"] / p["measured_s"] - 1) for p in passes)
+        yield Row.at_most("policy", f"{name}.predicted_off", off, "", PREDICTED_WITHIN)
         yield Row("policy", f"{name}.bound_over_measured", statistics.median(p["lower_bound_s"] / p["measured_s"] for p in passes))
         yield Row("policy", f"{name}.peak", max(p["peak_bytes"] for p in passes), "B", f"budget {cli.format_bytes(int(saved * share))} and one tensor")
         for what in ("spilled", "recomputed"):
