@@ -33,7 +33,6 @@ Values<T> values_of(std::span<const T> elements) noexcept {
   return Values<T>{elements[0], other != elements.end() ? *other : static_cast<T>(~elements[0])};
 }
 
-/// False at the first word with a third value.
 // Compilers turn the loops over a word's elements into vector instructions; between bits and bytes, multiplications.
 static_assert(std::endian::native == std::endian::little);
 

@@ -12,8 +12,8 @@ namespace {
 /// What a cheap op makes in a second, where nothing has been measured: a slow machine's, and a small GPU's.
 constexpr double kRedoneBytesPerSecond = 2e9;
 constexpr double kRedoneBytesPerSecondOnDevice = 1e11;
-/// Of a pass's computation: where moving what it saves takes so much more, other matmuls than have to be may be redone.
-/// To learn of their recipes takes a redo of each shape, and two of each where they read weights.
+/// Of a pass's computation: where a plan says that moving and redoing take so much more, costly recipes are weighed too.
+/// To learn of them takes a redo of each shape, and two of each where they read weights.
 constexpr double kMuch = 0.1;
 
 double speed(Bytes bytes, double seconds) noexcept {

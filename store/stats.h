@@ -66,7 +66,7 @@ struct Stats {
   std::map<std::string, Count> recomputed_ops;   ///< what was computed again, by the op that made it
   std::map<std::string, int64_t> unequal_redos;  ///< call sites whose redo gives other bits, by op: they keep bytes
 
-  Bytes recipe_bytes, recipe_bytes_peak;  ///< held to redo: copies of small operands, and results that more redos read
+  Bytes recipe_bytes, recipe_bytes_peak;  ///< held to redo: small operands, masks as bits, results that more redos read
 
   double stall_s = 0;  ///< seconds that callers waited for a transfer
   double recompute_s = 0;
