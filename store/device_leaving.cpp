@@ -140,6 +140,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
       note_host_room_locked();
     } else {
       record->lower_.leaving = nullptr;
+      if (trace_) trace_end_locked(Trace::Flow::kCopyOut, *record);
       if (status.ok()) {
         record->tier_->copy_errors = 0;
         record->fingerprint_ = fingerprint;
@@ -226,6 +227,7 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
       copy->sinking = true;
       sinking_ += copy->memory->bytes();
       under_way_.emplace(record.id_, &record);
+      if (trace_) trace_begin_locked(Trace::Flow::kWrite, record);
       work.orders().sinks.push_back({record.id_, copy->memory});
     }
   }
@@ -248,6 +250,7 @@ void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::sha
     std::lock_guard lock(mutex_);
     if (Record* record = arrived_locked(record_id)) {
       record->lower_.sinking = false;
+      if (trace_) trace_end_locked(Trace::Flow::kWrite, *record);
       sinking_ -= memory->bytes();
       if (item.ok()) {
         write_errors_ = 0;

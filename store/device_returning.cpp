@@ -16,10 +16,12 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
   const NvtxRange range(NvtxRange::Of::kUnpack, record.footprint_);
   bool squeezed = false;
   double waited_s = 0;
+  Trace::Time began{};
   for (;;) {
     pump();
     Work work(*this);
     std::unique_lock lock(mutex_);
+    if (trace_ && began == Trace::Time()) began = std::chrono::steady_clock::now();
     if (!buried_.empty()) std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
@@ -45,6 +47,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         prefetch_locked(*record.pass_, tier, stream, work);
         begin_copies_in_locked(tier, stream, work);
         unpacked.burst = tier.note_peak() && tier.handed_over() > tier.budget;
+        if (trace_) trace_call_locked("unpack", began, traced(record));
         lock.unlock();
         work.run();
         if (redone) {
@@ -88,7 +91,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         work.run();
         lock.lock();
         // For the disk, or for another thread that is just submitting the copy; not for the copy.
-        waited_s += wait(lock, record.pass_.get(), [&] {
+        waited_s += wait(lock, record.pass_.get(), StallCause::kReturn, &record, [&] {
           const LowerCopy& lower = record.lower_;
           return record.state_ != RecordState::kReturning || lower.in || (lower.memory && !lower.copying_in);
         });
@@ -203,6 +206,7 @@ void StoreCore::copy_in(const CopyIn& order) {
     record.resident_->storage = storage;
     record.resident_->stream = order.stream;
     record.lower_.returning = passage;
+    if (trace_) trace_begin_locked(Trace::Flow::kCopyIn, record);
     if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed
   }
   // To where they were: gaps are left as they come, for no view that this record serves reads them.
@@ -264,6 +268,7 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
     if (record != nullptr) {
       record->lower_.returning = nullptr;
       record->lower_.in = nullptr;
+      if (trace_) trace_end_locked(Trace::Flow::kCopyIn, *record);
       if (record->state_ == RecordState::kReturning && status.ok()) {
         record->become(RecordState::kClean);
         place_locked(*record->resident_);
@@ -316,6 +321,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
     std::lock_guard lock(mutex_);
     under_way_.emplace(record->id_, record.get());
     if (record->demanded_) urgency = Urgency::kDemand;
+    if (trace_) trace_begin_locked(Trace::Flow::kRead, *record);
   }
   const auto priority = urgency == Urgency::kDemand ? SpillTier::Priority::kDemand : SpillTier::Priority::kPrefetch;
   const std::vector<IoPiece> pieces(memory->pieces().begin(), memory->pieces().end());
@@ -342,6 +348,7 @@ void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_
     if (Record* record = arrived_locked(record_id)) {
       record->lower_.lifting = false;
       --lifting_;
+      if (trace_) trace_end_locked(Trace::Flow::kRead, *record);
       if (status.ok()) {
         hold_host_locked(*record, std::move(memory));
       } else {

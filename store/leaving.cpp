@@ -45,18 +45,18 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
       if (hasten(lock, tier)) continue;
       if (was_full && !tier.host_full) continue;  // the lock was let go of, and meanwhile something made room
       if (tier.host_full && sinking_ > Bytes(0)) {
-        wait(lock, pass, [&] { return !tier.host_full || sinking_ == Bytes(0); });
+        wait(lock, pass, StallCause::kHostRoom, nullptr, [&] { return !tier.host_full || sinking_ == Bytes(0); });
         continue;
       }
       // The program is far ahead of the device: the disk has room, but not for what no copy has filled yet.
       if (tier.host_full && link_thread_ && copies_run_locked()) {
-        wait(lock, pass, [&, seen = copies_out_done_] {
+        wait(lock, pass, StallCause::kCopies, nullptr, [&, seen = copies_out_done_] {
           return copies_out_done_ != seen || !tier.host_full || sinking_ > Bytes(0);
         });
         continue;
       }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
-      wait(lock, pass, [&] {
+      wait(lock, pass, StallCause::kRoom, nullptr, [&] {
         return tier.held() <= tier.budget || tier.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
                tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
       });

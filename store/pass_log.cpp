@@ -1,15 +1,11 @@
+#include <ebbtide/store/op_name.h>
 #include <ebbtide/store/pass_log.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include <cxxabi.h>
-
 #include <algorithm>
 #include <bit>
-#include <cstdlib>
-#include <memory>
-#include <string>
 
 namespace ebbtide {
 namespace {
@@ -19,16 +15,6 @@ uint64_t size_class(Bytes bytes) noexcept {
   const auto n = static_cast<uint64_t>(bytes.count());
   const int above = std::max(0, static_cast<int>(std::bit_width(n)) - 4);
   return n >> above << above;
-}
-
-/// As the framework names the node, from its type.
-std::string op_name(const char* type) {
-  int status = 0;
-  const std::unique_ptr<char, void (*)(void*)> demangled(abi::__cxa_demangle(type, nullptr, nullptr, &status),
-                                                         std::free);
-  const std::string name = status == 0 ? demangled.get() : type;
-  const size_t last = name.rfind("::");
-  return last == std::string::npos ? name : name.substr(last + 2);
 }
 
 uint64_t extended(uint64_t prefix, const PassLog::Packed& packed) noexcept {

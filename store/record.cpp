@@ -32,6 +32,7 @@ const std::shared_ptr<StoreCore>& Record::shared_core() const noexcept {
 void Record::become(RecordState next) noexcept {
   assert(may_become(state_, next));
   core().below_ += (next == RecordState::kLower) - (state_ == RecordState::kLower);
+  if (core().trace_) core().trace_transfer_locked(*this, next);
   state_ = next;
 }
 

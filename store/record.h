@@ -87,10 +87,11 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   uint32_t version_ = 0;
   Bytes begin_;  // of the bytes that its views touch, as an offset in the storage
   Bytes end_;
-  Rows rows_;           // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
-  Bytes footprint_;     // of the whole storage, for statistics
-  uint32_t slot_ = 0;   // its place in the pass's sequence: that of its latest pack
-  uint32_t index_ = 0;  // how many records the pass had before it
+  Rows rows_;        // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
+  Bytes footprint_;  // of the whole storage, for statistics
+  const char* op_ = nullptr;          // that made it, or null; see StoreCore::View
+  uint32_t slot_ = 0;                 // its place in the pass's sequence: that of its latest pack
+  uint32_t index_ = 0;                // how many records the pass had before it
   Action action_ = Action::kOffload;  // what its pass's plan says, if it has one
   bool unpacked_ = false;
   bool demanded_ = false;  // somebody waits for its transfer

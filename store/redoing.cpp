@@ -179,6 +179,12 @@ std::shared_ptr<DeviceStorage> StoreCore::redone(Record& record, std::shared_ptr
   {
     std::lock_guard lock(mutex_);
     stats_.recompute_s += seconds;
+    if (trace_)
+      trace_call_locked(
+          "redo",
+          std::chrono::steady_clock::now() -
+              std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds)),
+          traced(record));
     note_redo_locked(record, seconds);
     unreserve_locked(record);
     const Bytes origin = record.recipe_->begin();

@@ -66,6 +66,33 @@ std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan
               to_string(stats.measured_peak_bytes).c_str());
 }
 
+/// Why callers waited, the longest first, and for which ops' tensors.
+std::string stalls_text(const Stats& stats) {
+  static const std::map<std::string, const char*> kWords{
+      {"room", "for a disk to write what is over device_budget"},
+      {"host room", "for a disk to take over from full host memory"},
+      {"copies", "for copies into host memory that have not run yet"},
+      {"return", "for what was asked for before it was back"},
+      {"close", "at close, for what was under way"}};
+  const auto longest_first = [](const std::map<std::string, Waits>& waits) {
+    std::vector<std::pair<std::string, Waits>> sorted(waits.begin(), waits.end());
+    std::ranges::sort(sorted, [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+    return sorted;
+  };
+  const auto waits_line = [](const std::string& what, const Waits& waits) {
+    return line("  %-48s %10lld %10.3f s", what.c_str(), static_cast<long long>(waits.times), waits.seconds);
+  };
+  constexpr size_t kOps = 5;
+  std::string text;
+  for (const auto& [cause, waits] : longest_first(stats.stalls)) {
+    text += waits_line(kWords.at(cause), waits);
+    if (cause != "return") continue;
+    const auto ops = longest_first(stats.returns_waited_for);
+    for (size_t i = 0; i < std::min(ops.size(), kOps); ++i) text += waits_line("  " + ops[i].first, ops[i].second);
+  }
+  return text;
+}
+
 std::string frozen_text(const Stats& stats, const ReportContext& context) {
   const std::string text = "the plan is frozen, from " + context.plan_file;
   if (stats.passes == 0 || !context.plan.empty()) return text + "\n";
@@ -130,6 +157,7 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   if (!context.plan_file.empty()) text += frozen_text(stats, context);
   if (!context.plan.empty() && stats.predicted_step_s > 0) text += plan_text(stats, context.plan);
   text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
+  text += stalls_text(stats);
 
   for (const DeviceStats& device : stats.devices)
     if (device.burst.bytes > Bytes(0)) text += burst_text(device);

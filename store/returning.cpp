@@ -37,9 +37,11 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
   if (by == AskedBy::kBackward && record.pass_->logs_) note_unpack(record);
   if (record.tier_->link) return unpack_from_device(record, stream);
   double waited_s = 0;
+  Trace::Time began{};
   for (;;) {
     Work work(*this);
     std::unique_lock lock(mutex_);
+    if (trace_ && began == Trace::Time()) began = std::chrono::steady_clock::now();
     if (!buried_.empty()) std::swap(work.exhumed, buried_);
     switch (record.state_) {
       case RecordState::kResident:
@@ -53,6 +55,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
         prefetch_locked(*record.pass_, host_, kHostStream, work);
         warm_up_locked(record);
         unpacked.burst = host_.note_peak() && host_.handed_over() > host_.budget;
+        if (trace_) trace_call_locked("unpack", began, traced(record));
         const bool check = record.fingerprint_ && unpacked.memory;
         lock.unlock();
         work.run();
@@ -72,7 +75,8 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
         lock.unlock();
         work.run();
         lock.lock();
-        waited_s += wait(lock, record.pass_.get(), [&] { return record.state_ != RecordState::kReturning; });
+        waited_s += wait(lock, record.pass_.get(), StallCause::kReturn, &record,
+                         [&] { return record.state_ != RecordState::kReturning; });
         continue;
       case RecordState::kRedone: {
         Unpacked unpacked{.recipe = recipe_for_unpack_locked(record, kHostStream, work)};

@@ -47,6 +47,16 @@ struct LinkStats {
   double busy_s = 0;
 };
 
+struct Waits {
+  int64_t times = 0;
+  double seconds = 0;
+
+  void add(double more) {
+    ++times;
+    seconds += more;
+  }
+};
+
 /// Cumulative over the store's life unless said otherwise.
 struct Stats {
   TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory), all devices
@@ -69,6 +79,11 @@ struct Stats {
   Bytes recipe_bytes, recipe_bytes_peak;  ///< held to redo: small operands, masks as bits, results that more redos read
 
   double stall_s = 0;  ///< seconds that callers waited for a transfer
+  /// By what for: "room" (for writes, so that the device budget is held), "host room" (for the disk to take something
+  /// over from full host memory), "copies" (for copies that fill host memory, before the disk can), "return" (for what
+  /// was asked for before it was back), "close".
+  std::map<std::string, Waits> stalls;
+  std::map<std::string, Waits> returns_waited_for;  ///< those of "return", by the op that made what was waited for
   double recompute_s = 0;
   LinkStats d2h, h2d, disk_write, disk_read;
 

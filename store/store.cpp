@@ -54,6 +54,9 @@ void Store::save_plan(const std::string& path) const {
   const Status written = write_text_file(path, to_json(plans));
   if (!written.ok()) throw ConfigError("save_plan: cannot write " + path + ": " + written.failure().message);
 }
+void Store::save_trace(const std::string& path, int64_t passes) const {
+  core_->trace(path, passes);
+}
 Bytes Store::trim() {
   return core_->trim();
 }

@@ -50,6 +50,10 @@ class EBBTIDE_API Store {
   /// Writes the plans in force, for Options::plan.
   /// Errors: Error (kConfig) where there are none yet, or the file cannot be written.
   void save_plan(const std::string& path) const;
+  /// Takes down what is done in the next `passes` passes, and writes it to `path` for Perfetto or chrome://tracing when
+  /// the last of them has ended, or at close(): calls by thread, waits and why, transfers, passes, bytes by tier.
+  /// Errors: Error (kConfig) where the file cannot be written, or a trace is under way. A later one is a warning.
+  void save_trace(const std::string& path, int64_t passes = 3) const;
   /// Gives idle host memory back to the system; returns how much.
   Bytes trim();
 

@@ -30,6 +30,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   bool crowded = false;
   bool wants_recipes = false;
   RecipeWanted wanted = RecipeWanted::kNone;
+  Trace::Time began{};  // where there is a trace
   DeviceTier& tier = tier_of(view);
   std::optional<NvtxRange> range;
   if (tier.link) range.emplace(NvtxRange::Of::kPack, view.footprint);
@@ -42,6 +43,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   }
   {
     std::lock_guard lock(mutex_);
+    if (trace_) began = std::chrono::steady_clock::now();
     by_storage_.prefetch(view.storage);
     stats_.packed.add(view.footprint);
     if (!pass || !pass->takes_packs_) {
@@ -53,6 +55,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         pass->log_ = std::exchange(spare_log_, {});
         pass->disk_before_ = disk_moved();
       }
+      if (trace_) trace_->pass_opened(pass->stats_.number, pass->began_);
     }
     look_again_locked(tier, 8);
     Resident* resident = by_storage_.find(view.storage);
@@ -90,6 +93,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->end_ = end;
       if (tier.link && view.rows.pay()) record->rows_ = view.rows;
       record->footprint_ = view.footprint;
+      record->op_ = view.op;
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());
       record->tier_ = &tier;
@@ -125,13 +129,17 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     if (wants_recipes && !record->recipe_) wanted = recipe_wanted_locked(*record, planned);
     crowded = tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
-              !buried_.empty();
+              !buried_.empty() || (trace_ && trace_->complete());
     if (!crowded) tier.note_peak();
   }
   if (crowded)
     settle(pass.get(), tier);
   else if (tier.link)
     pump();
+  if (began != Trace::Time()) {
+    std::lock_guard lock(mutex_);
+    if (trace_) trace_call_locked("pack", began, traced(*record));
+  }
   return {std::move(record), origin, wants_recipes, wanted};
 }
 
@@ -155,6 +163,9 @@ bool StoreCore::task_began(Record& record, int task) {
   pass.latest_task_.store(task, std::memory_order_relaxed);
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
+  if (trace_)
+    trace_->begin(Trace::Flow::kBackward, static_cast<uint64_t>(pass.stats_.number), std::chrono::steady_clock::now(),
+                  {});
   for (const DeviceTier& tier : tiers_) {
     pass.on(tier.index).next = pass.sequence_.size();
     pass.on(tier.index).turn = 0;
@@ -183,12 +194,15 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
     end_pass_locked(pass);
   }
   if (to_plan) adopt(*to_plan);
+  write_trace(EvenUnfinished::kNo);
 }
 
 void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
   if (pass) {
     std::lock_guard lock(mutex_);
     pass->takes_packs_ = false;
+    if (trace_)
+      trace_->end(Trace::Flow::kForward, static_cast<uint64_t>(pass->stats_.number), std::chrono::steady_clock::now());
     if (pass->live_ == 0) end_pass_locked(*pass);
     // Once round the whole list: with the scope, its local variables are gone.
     for (DeviceTier& tier : tiers_) {
@@ -211,6 +225,7 @@ Few<DeviceTier*> StoreCore::all_tiers() {
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
   longest_sequence_ = std::max(longest_sequence_, pass.sequence_.size());
+  if (trace_) trace_->pass_ended(pass.stats_.number, std::chrono::steady_clock::now());
   if (pass.logs_) {
     spare_log_ = std::exchange(last_log_, std::move(pass.log_));
     spare_log_.clear();
@@ -261,6 +276,7 @@ void StoreCore::forget(Record& record) noexcept {
       end_pass_locked(pass);
     }
     if (pass.in_backward_) prefetch_locked(pass, host_, kHostStream, work);
+    if (trace_) trace_levels_locked(std::chrono::steady_clock::now());
   }
   changed_.notify_all();  // there is room
   if (in_child_.load(std::memory_order_relaxed)) work.leave_to_parent();
@@ -339,18 +355,36 @@ void StoreCore::close() {
       }
       if (work.empty()) {
         if (!under_way()) break;
-        wait(lock, nullptr, [&] { return !under_way(); });
+        wait(lock, nullptr, StallCause::kClose, nullptr, [&] { return !under_way(); });
         continue;
       }
     }
     work.run();
   }
   if (spill_) spill_->close();
+  write_trace(EvenUnfinished::kYes);
   deliver_warnings();
 }
 
-/// Returns the seconds that it took.
-double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done) {
+const char* StoreCore::name_of(StallCause cause) noexcept {
+  switch (cause) {
+    case StallCause::kRoom:
+      return "room";
+    case StallCause::kHostRoom:
+      return "host room";
+    case StallCause::kCopies:
+      return "copies";
+    case StallCause::kReturn:
+      return "return";
+    case StallCause::kClose:
+      return "close";
+  }
+  return "?";
+}
+
+/// Returns the seconds that it took. `wanted`: what is waited for, if it is one record; it stays until then.
+double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,
+                       const std::function<bool()>& done) {
   using Steady = std::chrono::steady_clock;
   const auto begin = Steady::now();
   const std::shared_ptr<Waiter> waiter = waiter_;
@@ -374,6 +408,13 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const 
   lock.lock();
   const double seconds = std::chrono::duration<double>(Steady::now() - begin).count();
   stats_.stall_s += seconds;
+  stalls_[name_of(cause)].add(seconds);
+  if (wanted != nullptr && wanted->op_ != nullptr) returns_waited_for_[wanted->op_].add(seconds);
+  if (trace_) {
+    Trace::Of of = wanted != nullptr ? traced(*wanted) : Trace::Of();
+    of.cause = name_of(cause);
+    trace_call_locked("wait", begin, of);
+  }
   if (stalled != nullptr) {
     stalled->stats_.stall_s += seconds;
     stalled->log_.pause(seconds);
@@ -393,6 +434,7 @@ void StoreCore::warn(std::string text) {
 }
 
 void StoreCore::deliver_warnings() {
+  write_trace(EvenUnfinished::kNo);
   std::vector<std::string> texts;
   WarningHandler handler;
   {

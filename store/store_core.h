@@ -15,6 +15,7 @@
 #include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/stats.h>
 #include <ebbtide/store/storage_index.h>
+#include <ebbtide/store/trace.h>
 #include <ebbtide/store/waiter.h>
 #include <ebbtide/transfer/block_cache.h>
 
@@ -178,6 +179,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// Of passes like the last, and what is known of the machine; none before a pass has had a backward.
   std::optional<SavedProfile> profile() const;
 
+  /// Takes down the next `passes` passes, and writes them to `path` when the last of them has ended, or at close().
+  /// Errors: ConfigError where the file cannot be written, or a trace is under way.
+  void trace(const std::string& path, int64_t passes);
+
   /// For the next caller's thread; each text once.
   void warn(std::string text);
   void set_warning_handler(WarningHandler handler);
@@ -325,7 +330,20 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void note_saved_locked(DeviceTier& tier, Bytes saved) noexcept;
   void warn_once_locked(const std::string& key, std::string text);
   void deliver_warnings();
-  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, const std::function<bool()>& done);
+  enum class StallCause { kRoom, kHostRoom, kCopies, kReturn, kClose };
+  static const char* name_of(StallCause cause) noexcept;
+  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,
+              const std::function<bool()>& done);
+
+  // tracing.cpp. REQUIRES, but for the last: trace_.
+  static Trace::Of traced(const Record& record) noexcept;
+  void trace_call_locked(const char* what, Trace::Time begin, const Trace::Of& of);
+  void trace_begin_locked(Trace::Flow flow, const Record& record);
+  void trace_end_locked(Trace::Flow flow, const Record& record);
+  void trace_transfer_locked(const Record& record, RecordState next);
+  void trace_levels_locked(Trace::Time now);
+  enum class EvenUnfinished { kNo, kYes };
+  void write_trace(EvenUnfinished even_unfinished) noexcept;
 
   const Options options_;
   // After warm-up, what a tensor that leaves and comes back needs of these takes no memory of the heap.
@@ -383,11 +401,14 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::map<const char*, Count> passed_through_;
   std::map<const char*, Count> recomputed_ops_;
   std::map<const char*, int64_t> unequal_redos_;
-  std::map<const char*, double> redo_speed_;  // bytes a second, by op
+  std::map<const char*, double> redo_speed_;         // bytes a second, by op
+  std::map<const char*, Waits> stalls_;              // by name_of(StallCause)
+  std::map<const char*, Waits> returns_waited_for_;  // by op
   PassStats last_pass_;
   Planner planner_;
-  PassLog last_log_;   // of the last pass that ended
-  PassLog spare_log_;  // empty, for the next
+  std::unique_ptr<Trace> trace_;  // of passes to come, or running
+  PassLog last_log_;              // of the last pass that ended
+  PassLog spare_log_;             // empty, for the next
 
   // The host tier.
   IntrusiveList<LowerCopy> host_copies_;  // in order of leaving

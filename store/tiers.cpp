@@ -1,6 +1,7 @@
 // The tiers of a store: how they are opened, and what they hold.
 #include <ebbtide/pinned_pool/capacity.h>
 #include <ebbtide/store/error.h>
+#include <ebbtide/store/op_name.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/transfer/host_device.h>
 
@@ -190,6 +191,8 @@ Stats StoreCore::stats() const {
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const auto& [op, count] : recomputed_ops_) stats.recomputed_ops[op] = count;
     for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;
+    for (const auto& [cause, waits] : stalls_) stats.stalls[cause] = waits;
+    for (const auto& [op, waits] : returns_waited_for_) stats.returns_waited_for[op_name(op)] = waits;
     for (const DeviceTier& tier : tiers_) {
       stats.devices.push_back({{tier.held(), tier.peak(), tier.budget},
                                tier.device->name(),

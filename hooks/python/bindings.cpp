@@ -19,6 +19,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -74,6 +75,12 @@ py::dict to_dict(const TierStats& tier) {
 py::dict to_dict(const Count& count) {
   return py::dict(py::arg("tensors") = count.tensors, py::arg("bytes") = count.bytes.count());
 }
+py::dict to_dict(const std::map<std::string, Waits>& waits) {
+  py::dict result;
+  for (const auto& [name, all] : waits)
+    result[py::str(name)] = py::dict(py::arg("times") = all.times, py::arg("seconds") = all.seconds);
+  return result;
+}
 py::dict to_dict(const LinkStats& link) {
   return py::dict(py::arg("bytes") = link.bytes.count(), py::arg("busy_s") = link.busy_s);
 }
@@ -100,6 +107,8 @@ py::dict to_dict(const Stats& stats) {
   result["recomputed_ops"] = ops;
   result["unequal_redos"] = unequal;
   result["stall_s"] = stats.stall_s;
+  result["stalls"] = to_dict(stats.stalls);
+  result["returns_waited_for"] = to_dict(stats.returns_waited_for);
   result["recipe_bytes"] = stats.recipe_bytes.count();
   result["recipe_bytes_peak"] = stats.recipe_bytes_peak.count();
   result["recompute_s"] = stats.recompute_s;
@@ -229,6 +238,7 @@ PYBIND11_MODULE(_ebbtide, module) {
       .def("plan", [](const Store& store) { return to_list(store.plan()); })
       .def("save_profile", &Store::save_profile)
       .def("save_plan", &Store::save_plan)
+      .def("save_trace", &Store::save_trace)
       .def("report", &Store::report)
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })

@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import _paths, _plan_command
+from . import _paths, _plan_command, _trace_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +18,7 @@ def main(arguments=None):
     cmake_prefix = commands.add_parser("cmake-prefix", help="print what to put in CMAKE_PREFIX_PATH to find_package(Ebbtide)")
     cmake_prefix.set_defaults(run=lambda parser, arguments: print(_paths.cmake_prefix()))
     _plan_command.add_to(commands)
+    _trace_command.add_to(commands)
     arguments = parser.parse_args(arguments)
     arguments.run(commands.choices[arguments.command], arguments)
 

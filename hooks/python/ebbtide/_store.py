@@ -123,6 +123,12 @@ class Store:
         """Writes the plans in force, for `Store(plan=path)`. `ConfigError` where there are none yet or the file cannot be written."""
         self._store.save_plan(os.fspath(path))
 
+    def save_trace(self, path, steps=3):
+        """Takes down what is done in the next `steps` passes, and writes it to `path` when the last of them has ended, or at `close()`: calls by thread, waits and
+        why, transfers, passes, bytes by tier. For https://ui.perfetto.dev or chrome://tracing; `python -m ebbtide trace FILE` sums it up. `ConfigError` where the
+        file cannot be written, or a trace is under way."""
+        self._store.save_trace(os.fspath(path), steps)
+
     def trim(self):
         """Gives idle host memory back to the system (between phases of a job); returns how many bytes."""
         return self._store.trim()
