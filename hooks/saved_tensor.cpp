@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <atomic>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -37,22 +38,26 @@ auto translated(Body&& body) {
 /// has returned.
 class BackwardEnd {
  public:
-  BackwardEnd(const std::shared_ptr<Record>& record, int task)
-      : core_(record->shared_core()), pass_(record->shared_pass()), task_(task) {}
-  ~BackwardEnd() { note(); }
+  BackwardEnd(const std::shared_ptr<Record>& record, c10::Device device, int task)
+      : core_(record->shared_core()), pass_(record->shared_pass()), device_(device), task_(task) {}
+  ~BackwardEnd() { note(std::nullopt); }
   BackwardEnd(const BackwardEnd&) = delete;
   BackwardEnd& operator=(const BackwardEnd&) = delete;
 
-  void note() noexcept {
+  /// It succeeded. The engine calls on the streams that were current where the backward was.
+  void succeeded() { note(device_.is_cpu() ? std::nullopt : std::optional(current_stream(device_))); }
+
+ private:
+  void note(std::optional<StreamId> stream) noexcept {
     if (std::exchange(noted_, true)) return;
-    core_->task_ended(*pass_, task_);
+    core_->task_ended(*pass_, task_, stream);
     hooks_of(*core_)->recipes.backward_ended();
   }
 
- private:
   bool noted_ = false;
   std::shared_ptr<StoreCore> core_;
   std::shared_ptr<Pass> pass_;
+  c10::Device device_;
   int task_;
 };
 
@@ -158,7 +163,7 @@ void SavedTensor::announce_backward() {
   const int task = torch::autograd::get_current_graph_task_id();
   if (task == -1 || !record_->core().task_began(*record_, task)) return;
   torch::autograd::Engine::get_default_engine().queue_callback(
-      [end = std::make_shared<BackwardEnd>(record_, task)] { end->note(); });
+      [end = std::make_shared<BackwardEnd>(record_, view_.device(), task)] { end->succeeded(); });
 }
 
 std::string SavedTensor::producer() const {

@@ -177,10 +177,11 @@ void StoreCore::copy_out_failed_locked(Record& record, const Failure& failure) {
 void StoreCore::part_locked(Record& record, const Resident& resident, Work& work) {
   LowerCopy& lower = record.lower_;
   if (lower.leaving) {
+    DeviceLink& link = *record.tier_->link;
     auto storage = std::exchange(lower.leaving->storage, nullptr);
     if (lower.out && !lower.out->finished()) {
       Few<Part>& parted = work.orders().parted;
-      parted.push_back({*record.tier_->link, resident.stream, lower.out, lower.leaving, std::move(storage)});
+      parted.push_back({link, record.pass_->times_, resident.stream, lower.out, lower.leaving, std::move(storage)});
     } else {
       work.exhumed.push_back(std::move(storage));
     }
@@ -195,7 +196,10 @@ void StoreCore::part_locked(Record& record, const Resident& resident, Work& work
 
 /// Whoever gets the memory next works on the same stream: with this wait, after the copy.
 void StoreCore::part(const Part& order) {
-  if (order.link.device->wait(order.stream, order.job->event()).ok()) return;
+  {
+    const MarkedWait marked(order.times.get(), order.stream);
+    if (order.link.device->wait(order.stream, order.job->event()).ok()) return;
+  }
   std::lock_guard lock(mutex_);
   if (!order.job->finished()) order.passage->storage = order.storage;  // parked until the copy has passed
 }

@@ -101,6 +101,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         begin_copies_in_locked(tier, stream, work);
         lock.unlock();
         work.run();
+        mark_redo(record, stream, Redo::kBegins);
         return unpacked;
       }
       case RecordState::kLost: {
@@ -124,7 +125,11 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
   lock.unlock();
   const Result<EventPtr> here = link.in.demand(job);
   if (!here.ok()) return false;  // lost or superseded: the record's state will say
-  const Status waiting = link.device->wait(stream, here.value());
+  Status waiting = success();
+  {
+    const MarkedWait marked(record.pass_->marked_.load(std::memory_order_acquire), stream);
+    waiting = link.device->wait(stream, here.value());
+  }
   if (!waiting.ok()) {
     if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(failed_device(record, waiting.failure()));
     return false;

@@ -50,6 +50,8 @@ class DeviceTier {
   bool host_full = false;         ///< host memory has refused a record, and nothing has gone from there since
   Bytes host_wanted;              ///< by that record
 
+  std::atomic<bool> times{true};  ///< its events, as far as is known
+
   Bytes budget;
   bool budget_given = false;  ///< a promise; else automatic
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/store/device_times.h>
 #include <ebbtide/store/pass_log.h>
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/stats.h>
@@ -56,6 +57,9 @@ class Pass {
   bool learns_ = false;                   // and is learned from: what the plan does not use counts too
   Bytes disk_before_;                     // what disks had moved when it began
   std::vector<OnDevice> on_;              // by the devices' numbers
+  std::shared_ptr<DeviceTimes>
+      times_;  // of the accelerator that it packed on first; null: none, or one without a clock
+  std::atomic<DeviceTimes*> marked_{nullptr};  // the same, for who has no lock; set once
   int64_t live_ = 0;
   std::set<int> tasks_;               // graph tasks that unpacked from it and have not ended
   std::atomic<int> latest_task_{-1};  // one of them, or none

@@ -50,6 +50,16 @@ void PassLog::set_recipe(uint32_t index, double seconds, std::span<const uint32_
   inputs_.insert(inputs_.end(), inputs.begin(), inputs.end());
 }
 
+void PassLog::retime(std::span<const std::pair<size_t, double>> times, double seconds) noexcept {
+  auto next = times.begin();
+  double latest = 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    if (next != times.end() && next->first == i) latest = std::max(latest, (next++)->second);
+    steps_[i].at = latest;
+  }
+  seconds_ = std::max(latest, seconds);
+}
+
 double PassLog::compute(Time now) noexcept {
   return latest_ = std::max(latest_, std::chrono::duration<double>(now - begin_).count() - paused_);
 }

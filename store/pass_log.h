@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace ebbtide {
@@ -41,6 +42,12 @@ class EBBTIDE_API PassLog {
   void death(uint32_t index, Time now) { step(ProfiledStep::What::kDeath, index, now); }
   void end(Time now) { seconds_ = compute(now); }
 
+  /// The next step's place among them.
+  size_t steps() const noexcept { return steps_.size(); }
+  /// Times of another clock, in seconds of compute, for steps by place, in order; those between come right after the
+  /// one before.
+  void retime(std::span<const std::pair<size_t, double>> times, double seconds) noexcept;
+
   void set_mobility(uint32_t index, Mobility mobility) noexcept { made_[index].mobility = mobility; }
   /// The record can be made again. `seconds`: a guess at what that takes.
   void set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs);
@@ -54,6 +61,12 @@ class EBBTIDE_API PassLog {
   /// A hash of what was packed so far: of each record's device, dtype and size, the latter in steps of an eighth of its
   /// power of two, so that shapes that vary a little make no new kind of pass.
   uint64_t prefix() const noexcept { return prefix_; }
+  /// A log of the same kind, with nothing of what the pass did.
+  PassLog kind_alone() const {
+    PassLog alone;
+    alone.prefix_ = prefix_;
+    return alone;
+  }
   /// prefix() after each pack.
   std::vector<uint64_t> prefixes() const;
   /// Whether anything was asked for.

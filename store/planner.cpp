@@ -122,7 +122,7 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
       kind.profiles.clear();
     }
   }
-  if (kind.wanted == 0) return std::nullopt;
+  if (kind.wanted == 0 || !pass.timed) return std::nullopt;
   Profile profile = undisturbed(pass.log.profile(), pass.copying_s);
   if (pass.followed != nullptr) keep_recipes(profile, pass.followed->profile);
   if (profile.invalid()) return std::nullopt;

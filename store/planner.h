@@ -33,6 +33,7 @@ class EBBTIDE_API Planner {
     std::vector<Conditions> on;        ///< by the devices' numbers
     double copying_s = 0;              ///< of the log's compute: what its transfers took from it
     bool crowded = false;              ///< some budget was too small for it
+    bool timed = true;                 ///< the log's times are those of its computation
   };
 
   /// A plan to be made, of what was seen.

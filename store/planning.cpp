@@ -70,12 +70,15 @@ void StoreCore::follow_locked(Pass& pass, std::shared_ptr<const Course> course) 
 }
 
 /// REQUIRES: its pass logs.
-void StoreCore::note_unpack(Record& record) {
+void StoreCore::note_unpack(Record& record, StreamId stream) {
+  DeviceTimes* times = record.tier_->link ? record.pass_->marked_.load(std::memory_order_acquire) : nullptr;
+  const EventPtr here = times != nullptr && times->marks_steps() ? times->here(stream) : nullptr;
   const auto now = std::chrono::steady_clock::now();
   std::lock_guard lock(mutex_);
   Pass& pass = *record.pass_;
   if (pass.ended_) return;
   pass.log_.unpack(record.index_, now);
+  if (times != nullptr) times->step(pass.log_.steps() - 1, here);
   if (record.stays_)
     pass.log_.set_mobility(record.index_, Mobility::kStays);
   else if (record.resident_ && !record.unpacked_ && !record.left_ && !record.redone_ && record.resident_->storage &&
@@ -96,9 +99,8 @@ void StoreCore::note_recipe_locked(Record& record) {
   if (!seconds) {
     if (!record.recipe_->cheap()) return;  // no plan may rest on a guess
     double speed = record.tier_->link ? kRedoneBytesPerSecondOnDevice : kRedoneBytesPerSecond;
-    if (const auto measured = redo_speed_.find(record.recipe_->op());
-        !record.tier_->link && measured != redo_speed_.end())
-      speed = measured->second;
+    const auto& speeds = record.tier_->link ? redo_speed_on_devices_ : redo_speed_;
+    if (const auto measured = speeds.find(record.recipe_->op()); measured != speeds.end()) speed = measured->second;
     seconds = static_cast<double>(record.footprint_.count()) / speed;
   }
   pass.log_.set_recipe(record.index_, *seconds, inputs);
@@ -157,12 +159,21 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
   // A link that has not been measured both ways would count as none, and all as kept.
   const bool may_plan = std::ranges::none_of(tiers_, [&](const DeviceTier& tier) {
     return tier.link && pass.on(tier.index).saved > Bytes(0) &&
-           (!plan_for_accelerators_ || !LinkModel::of({tier.link->out.bandwidth(), tier.link->in.bandwidth()}));
+           ((!pass.times_ && !plan_for_accelerators_) ||
+            !LinkModel::of({tier.link->out.bandwidth(), tier.link->in.bandwidth()}));
   });
   const bool crowded = may_plan && std::ranges::any_of(tiers_, [&](const DeviceTier& tier) {
                          return pass.on(tier.index).saved > tier.budget;
                        });
   const bool followed = pass.course_ && pass.course_->kind == pass.log_.prefix();
+  if (pass.times_) {
+    constexpr size_t kMostUnlearned = 4;  // a host that is further ahead of its device learns of the later ones
+    if (unlearned_.size() == kMostUnlearned) unlearned_.pop_front();
+    const bool watched = !pass.course_ || pass.learns_;
+    unlearned_.push_back({pass.stats_.number, watched ? pass.log_ : pass.log_.kind_alone(), pass.times_,
+                          followed ? pass.course_ : nullptr, crowded});
+    return std::nullopt;
+  }
   return planner_.ended(
       {.log = pass.log_,
        .seconds = pass.stats_.seconds,

@@ -175,6 +175,7 @@ std::shared_ptr<DeviceStorage> StoreCore::redone(Record& record, std::shared_ptr
     Result<EventPtr> event = tier.device->record(stream);
     if (!event.ok()) return mine;  // for this caller alone: the next redoes it
     made_at = std::move(event).value();
+    mark_redo(record, stream, Redo::kEnded);
   }
   {
     std::lock_guard lock(mutex_);

@@ -34,7 +34,7 @@ void StoreCore::warm_up_locked(const Record& record) const noexcept {
 }
 
 StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy by) {
-  if (by == AskedBy::kBackward && record.pass_->logs_) note_unpack(record);
+  if (by == AskedBy::kBackward && record.pass_->logs_) note_unpack(record, stream);
   if (record.tier_->link) return unpack_from_device(record, stream);
   double waited_s = 0;
   Trace::Time began{};

@@ -38,8 +38,9 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   if (!tier.link) {
     open_staging(std::nullopt);
   } else {
+    if (!pass) learn_of_devices();
     // Before the store's lock: later would be right too, but the copy would wait for work that it need not.
-    if (auto event = tier.device->record(view.stream); event.ok()) packed = std::move(event).value();
+    packed = mark_pack(tier, pass.get(), view.stream);
   }
   {
     std::lock_guard lock(mutex_);
@@ -102,6 +103,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->index_ = static_cast<uint32_t>(pass->made_.size());
       pass->made_.push_back(record.get());
       if (pass->logs_) note_pack_locked(*record, *pass, view);
+      if (pass->logs_ && tier.link) mark_pack_locked(*pass, tier, view.stream, record->packed_);
       ++pass->live_;
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
@@ -173,7 +175,8 @@ bool StoreCore::task_began(Record& record, int task) {
   return true;
 }
 
-void StoreCore::task_ended(Pass& pass, int task) noexcept {
+void StoreCore::task_ended(Pass& pass, int task, std::optional<StreamId> stream) noexcept {
+  mark_end(pass, task, stream);
   std::optional<Planner::Task> to_plan;
   {
     std::lock_guard lock(mutex_);
@@ -194,6 +197,7 @@ void StoreCore::task_ended(Pass& pass, int task) noexcept {
     end_pass_locked(pass);
   }
   if (to_plan) adopt(*to_plan);
+  learn_of_devices();
   write_trace(EvenUnfinished::kNo);
 }
 

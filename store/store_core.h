@@ -110,8 +110,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void learn_again() noexcept;
   /// False: passes keep to the reactive rule, whatever was learned of those before.
   void follow_plans(bool follow) noexcept { follow_plans_ = follow; }
-  /// True: passes on accelerators are planned too. By default they keep to the reactive rule: of their work the clock
-  /// knows when it was asked for, not when it ran.
+  /// True: passes on accelerators that time no events are planned too, by the host's clock, which knows when work was
+  /// asked for, and not when it ran. By default they keep to the reactive rule.
   void plan_for_accelerators(bool plan) noexcept { plan_for_accelerators_ = plan; }
   /// The record's recipe can be used no longer: its bytes stay, or leave as others do. True where they were let go of
   /// already: the caller has them made again while it can, and lets go of them, and then calls let_leave().
@@ -155,7 +155,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// True if this graph task unpacks from the record's pass for the first time: the caller then sees to it that
   /// task_ended is called.
   bool task_began(Record& record, int task);
-  void task_ended(Pass& pass, int task) noexcept;
+  /// `stream`: the compute stream now; none where the pass is of CPU tensors, or it is not known.
+  void task_ended(Pass& pass, int task, std::optional<StreamId> stream = std::nullopt) noexcept;
   /// The scope of the pass ends: nothing is added to it any more, and all of it may leave. May wait for room.
   /// Errors: OutOfBudget.
   void scope_ended(const std::shared_ptr<Pass>& pass);
@@ -214,6 +215,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   struct CopyOut;
   struct CopyIn;
   struct Sink;
+  class MarkedWait;
   enum class Urgency { kPrefetch, kDemand };
 
   explicit StoreCore(Options options);
@@ -243,13 +245,22 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool worth_a_log_locked() const noexcept;
   void note_pack_locked(Record& record, Pass& pass, const View& view);
   void follow_locked(Pass& pass, std::shared_ptr<const Course> course);
-  void note_unpack(Record& record);
+  void note_unpack(Record& record, StreamId stream);
   void note_recipe_locked(Record& record);
   void note_redo_locked(Record& record, double seconds);
   std::optional<Planner::Task> learn_locked(Pass& pass);
   Bytes disk_moved() const;
   std::vector<Conditions> conditions_locked() const;
   void adopt(const Planner::Task& task) noexcept;
+
+  // timing.cpp: when an accelerator's passes did what. REQUIRES, but for what is _locked: the lock is not held.
+  EventPtr mark_pack(DeviceTier& tier, const Pass* pass, StreamId stream);
+  void mark_pack_locked(Pass& pass, const DeviceTier& tier, StreamId stream, const EventPtr& event) const;
+  enum class Redo { kBegins, kEnded };
+  static void mark_redo(const Record& record, StreamId stream, Redo redo);
+  void mark_end(Pass& pass, int task, std::optional<StreamId> stream) noexcept;
+  void learn_of_devices() noexcept;
+  void learn_locked(const DeviceTimes::Known& known, std::optional<Planner::Task>& to_plan);
 
   // redoing.cpp: records whose bytes are made again.
   bool recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept;
@@ -401,14 +412,23 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::map<const char*, Count> passed_through_;
   std::map<const char*, Count> recomputed_ops_;
   std::map<const char*, int64_t> unequal_redos_;
-  std::map<const char*, double> redo_speed_;         // bytes a second, by op
-  std::map<const char*, Waits> stalls_;              // by name_of(StallCause)
-  std::map<const char*, Waits> returns_waited_for_;  // by op
+  std::map<const char*, double> redo_speed_on_devices_;  // bytes a second, by op
+  std::map<const char*, double> redo_speed_;             // bytes a second, by op
+  std::map<const char*, Waits> stalls_;                  // by name_of(StallCause)
+  std::map<const char*, Waits> returns_waited_for_;      // by op
   PassStats last_pass_;
   Planner planner_;
-  std::unique_ptr<Trace> trace_;  // of passes to come, or running
-  PassLog last_log_;              // of the last pass that ended
-  PassLog spare_log_;             // empty, for the next
+  struct Unlearned {
+    int64_t number = 0;
+    PassLog log;
+    std::shared_ptr<DeviceTimes> times;
+    std::shared_ptr<const Course> followed;
+    bool crowded = false;
+  };
+  std::deque<Unlearned> unlearned_;  // passes whose devices are not known to be through
+  std::unique_ptr<Trace> trace_;     // of passes to come, or running
+  PassLog last_log_;                 // of the last pass that ended
+  PassLog spare_log_;                // empty, for the next
 
   // The host tier.
   IntrusiveList<LowerCopy> host_copies_;  // in order of leaving

@@ -14,6 +14,7 @@ namespace ebbtide {
 /// Device memory that may go once `stream`, where it is given back, comes after its copy.
 struct StoreCore::Part {
   DeviceLink& link;
+  std::shared_ptr<DeviceTimes> times;  // of the record's pass; may be null
   StreamId stream;
   CopyJobPtr job;
   std::shared_ptr<Passage> passage;
@@ -31,6 +32,26 @@ struct StoreCore::CopyIn {
 struct StoreCore::Sink {
   uint64_t record_id;
   std::shared_ptr<HostCopy> memory;
+};
+
+/// While it lives, the calling thread makes `stream` wait: no part of what its pass computes.
+class StoreCore::MarkedWait {
+ public:
+  /// `times`: of the pass; may be null.
+  MarkedWait(DeviceTimes* times, StreamId stream) noexcept
+      : times_(times != nullptr && times->marks_steps() ? times : nullptr),
+        stream_(stream),
+        begin_(times_ != nullptr ? times_->here(stream) : nullptr) {}
+  ~MarkedWait() {
+    if (times_ != nullptr) times_->waited(begin_, times_->here(stream_));
+  }
+  MarkedWait(const MarkedWait&) = delete;
+  MarkedWait& operator=(const MarkedWait&) = delete;
+
+ private:
+  DeviceTimes* const times_;
+  const StreamId stream_;
+  const EventPtr begin_;
 };
 
 /// Declare it before the lock: what it drops must go after the lock is released.

@@ -37,6 +37,8 @@ EXEMPT_FILES = {
     "transfer/cuda_api.h": "the driver's functions as a table",
     "transfer/cuda_api.cpp": "each handed on as it is",
     "transfer/cuda_entries.h": "and by name",
+    "store/device_times.cpp": "for a time alone, which is known or is not",
+    "store/device_times.h": "the same",
     "transfer/device.h": "promises; those who keep them have mutants",
     "transfer/host_device.cpp": "all is done at once: there is nothing to order",
     "transfer/host_device.h": "the same",
@@ -194,6 +196,12 @@ EXEMPT = (
         ("CopyJobPtr out;", "EventPtr redone;", "if (!after.ok()) return copy_in_refused(record, after.failure());", "if (out && !out->finished()) {"),
     ),
     ("The same.", "store/store_core.cpp", ("EventPtr packed;",)),
+    (
+        "The event of pack(), where the mutant is.",
+        "store/timing.cpp",
+        ("Result<EventPtr> timed = tier.device->record_timed(stream);", "Result<EventPtr> event = tier.device->record(stream);"),
+    ),
+    ("For a time alone.", "store/work.h", ("const EventPtr begin_;",)),
     ("The same; once is enough.", "transfer/copy_lane.cpp", (
             "if (request.after) {",
             "request.after.reset();",

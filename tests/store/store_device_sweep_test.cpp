@@ -179,7 +179,7 @@ class RandomTraining {
       if (kind == 3 && random_() % 16 == 0) break;  // stops half-way
     }
     live.saved.clear();
-    if (live.began) core_->task_ended(*live.pass, live.task);
+    if (live.began) core_->task_ended(*live.pass, live.task, trainers_.front()->compute());
     check_budgets();
   }
 
