@@ -56,7 +56,7 @@ class RandomTraining {
     core_->set_warning_handler([](const std::string&) {});
     std::vector<ChaosOptions> chaos;
     for (int i = 0; i < machine.devices; ++i)
-      chaos.push_back({.seed = seed + static_cast<uint64_t>(i), .pace = machine.pace});
+      chaos.push_back({.seed = seed + static_cast<uint64_t>(i), .pace = machine.pace, .times_events = seed % 2 == 0});
     if (machine.cuda) driver_ = std::make_shared<FakeCudaApi>(chaos);
     const StoreCore::DeviceOptions how{.own_thread = machine.own_thread};
     for (int i = 0; i < machine.devices; ++i) {
@@ -227,9 +227,8 @@ TEST(StoreDeviceSweep, BytesRacesBudgetsAndLeftovers) {
   // Every seed opens a store, and to look at this machine's buses would take longer than the rest.
   ASSERT_EQ(::setenv("HWLOC_SYNTHETIC", "numa:1 pu:2", 1), 0);
   int64_t plans = 0;
-  sweep("random passes at the store level", 100'000, [&](uint64_t seed) {
-    plans += RandomTraining(kMachines[seed % kMachines.size()], seed, folder.path()).run();
-  });
+  sweep("random passes at the store level", 100'000,
+        [&](uint64_t seed) { plans += RandomTraining(kMachines[seed % kMachines.size()], seed, folder.path()).run(); });
   EXPECT_TRUE(plans > 0 || std::getenv("EBBTIDE_SEED") != nullptr) << "no pass followed any";
 }
 

@@ -41,6 +41,7 @@ class ChaosDevice::PointEvent final : public Event {
   const StreamPoint point;
   const uint64_t last_access;
   bool misplaced = false;
+  std::shared_ptr<const double> time;  // of a timed event; 0 until it has passed
   mutable int asked = 0;
 };
 
@@ -69,6 +70,15 @@ Result<bool> ChaosDevice::capturing(StreamId stream) {
 }
 
 Result<EventPtr> ChaosDevice::record(StreamId stream) {
+  return record(stream, nullptr);
+}
+
+Result<EventPtr> ChaosDevice::record_timed(StreamId stream) {
+  if (!options_.times_events) return Device::record_timed(stream);
+  return record(stream, std::make_shared<double>(0));
+}
+
+Result<EventPtr> ChaosDevice::record(StreamId stream, const std::shared_ptr<double>& time) {
   const std::lock_guard lock(mutex_);
   if (auto refused = refuse_locked(Call::kRecord)) return *refused;
   if (auto refused = refuse_stream_locked(stream)) return *refused;
@@ -77,11 +87,27 @@ Result<EventPtr> ChaosDevice::record(StreamId stream) {
     nowhere->misplaced = true;
     return EventPtr(std::move(nowhere));
   }
+  std::function<void()> tick;
+  if (time) tick = [this, time] { *time = now_ += 1e-5; };
   // A task of its own, so that an event on an idle stream is ordered after what the host has seen, and not already
   // passed.
-  const StreamPoint point = streams_.push(agent(stream), host_locked().clock, nullptr);
+  const StreamPoint point = streams_.push(agent(stream), host_locked().clock, std::move(tick));
   streams_.turn();
-  return EventPtr(std::make_shared<PointEvent>(this, point, last_access_[point.stream]));
+  auto event = std::make_shared<PointEvent>(this, point, last_access_[point.stream]);
+  event->time = time;
+  return EventPtr(std::move(event));
+}
+
+Result<double> ChaosDevice::seconds_between(const EventPtr& begin, const EventPtr& end) {
+  if (!options_.times_events) return Device::seconds_between(begin, end);
+  const std::lock_guard lock(mutex_);
+  for (const EventPtr& event : {begin, end}) {
+    const Result<const PointEvent*> known = known_locked(event);
+    if (!known) return known.failure();
+    const std::shared_ptr<const double>& time = known.value()->time;
+    if (!time || *time == 0) return Failure{FailureCode::kInvalid, 0, "An event has no time, or none yet."};
+  }
+  return *known_locked(end).value()->time - *known_locked(begin).value()->time;
 }
 
 Status ChaosDevice::wait(StreamId stream, const EventPtr& event) {

@@ -40,6 +40,8 @@ struct ChaosOptions {
   /// An allocation is an operation on its stream, as with CUDA's stream-ordered allocator: another stream that touches
   /// the memory has to come after it, also where it had no owner before.
   bool orders_allocations = false;
+  /// record_timed() works: each timed event that passes is ten microseconds after the one that passed before it.
+  bool times_events = false;
 };
 
 /// Memory that an operation touches.
@@ -76,6 +78,8 @@ class ChaosDevice final : public Device {
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override;
   Status copy_rows(void* to, const void* from, const CopyRows& rows, Direction direction, StreamId stream) override;
   Status synchronize(const EventPtr& event) override;
+  Result<EventPtr> record_timed(StreamId stream) override;
+  Result<double> seconds_between(const EventPtr& begin, const EventPtr& end) override;
   Status register_host(void* data, size_t bytes) override;
   void unregister_host(void* data, size_t bytes) noexcept override;
 
@@ -163,6 +167,7 @@ class ChaosDevice final : public Device {
   static constexpr std::byte kPoison{0xFF};
 
  private:
+  Result<EventPtr> record(StreamId stream, const std::shared_ptr<double>& time);
   struct Memory;  // one allocation
   struct HostAgent {
     AgentId id{};
@@ -192,6 +197,7 @@ class ChaosDevice final : public Device {
   const ChaosOptions options_;
   mutable std::mutex mutex_;
   // All below: guarded by mutex_.
+  double now_ = 0;  // as timed events tell it
   VirtualStreams streams_;
   RaceDetector detector_;
   uint32_t agents_ = 0;

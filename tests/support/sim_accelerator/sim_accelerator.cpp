@@ -33,7 +33,8 @@ SimAccelerator::SimAccelerator(SimOptions options) {
     devices.push_back(
         std::make_shared<SimDevice>(i, ChaosOptions{.seed = options.seed * kDevices + static_cast<uint64_t>(i),
                                                     .pace = options.pace,
-                                                    .capacity = options.capacity}));
+                                                    .capacity = options.capacity,
+                                                    .times_events = true}));
   set_sim_devices(std::move(devices));
 }
 

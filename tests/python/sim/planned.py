@@ -1,0 +1,42 @@
+"""Steps on an accelerator that repeat follow a plan made by its own times, and it changes no bit."""
+
+import contextlib
+
+import pytest
+import torch
+
+import gpt
+import sim
+from support import MIN_BYTES, assert_same_bits
+
+STEPS = 10
+
+
+def trained(store=None):
+    """Losses and gradients of each step."""
+    torch.manual_seed(1)
+    model = gpt.GPT().to(sim.DEVICE)
+    seen = []
+    for tokens, targets in gpt.batches(STEPS):
+        with sim.under(store, model) if store else contextlib.nullcontext():
+            loss = model(tokens.to(sim.DEVICE), targets.to(sim.DEVICE))
+        loss.backward()
+        seen += [loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters())]
+        del loss
+        model.zero_grad(set_to_none=True)
+    return seen
+
+
+@pytest.mark.parametrize("budget", ["0%", "30%", "60%"])
+def test_steps_that_repeat_follow_a_plan(budget):
+    with sim.accelerators(seed=5):
+        reference = trained()
+    with sim.accelerators(seed=6):
+        store = sim.store(device_budget=budget, host_budget="64MiB", min_bytes=MIN_BYTES)
+        assert_same_bits(trained(store), reference)
+        stats, plan = store.stats(), store.plan()
+        assert stats["plans"] >= 2  # one of the second pass, one of the medians of three
+        assert len(plan) == store.last_pass()["saved_tensors"]
+        assert all(record["device"] for record in plan)
+        assert stats["predicted_step_s"] > 0
+        store.close()
