@@ -12,8 +12,8 @@
 
 namespace ebbtide {
 
-/// One run of host memory inside one slab and, if pinned, one registration; aligned to 4096. What lies between its end
-/// and the next multiple of 4096 belongs to it too (direct I/O wants whole pages).
+/// One run of host memory inside one slab and, if pinned, one registration; aligned to the system's pages. What lies
+/// between its end and the next page belongs to it too (direct I/O wants whole ones).
 struct Chunk {
   std::byte* data = nullptr;
   size_t bytes = 0;

@@ -27,5 +27,8 @@ Bytes PinnedPool::trim() {
 PoolStats PinnedPool::stats() const {
   return state_->stats();
 }
+bool PinnedPool::some_pageable() const noexcept {
+  return state_->some_pageable();
+}
 
 }  // namespace ebbtide

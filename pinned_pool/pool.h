@@ -78,6 +78,8 @@ class PinnedPool {
   /// Gives idle slabs back to the system; returns the bytes given back.
   Bytes trim();
   PoolStats stats() const;
+  /// Whether some slab is not pinned throughout; stats() then says why. Costs nothing, takes no lock.
+  bool some_pageable() const noexcept;
 
  private:
   explicit PinnedPool(std::shared_ptr<pinned_pool::PoolState> state);

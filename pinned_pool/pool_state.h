@@ -41,6 +41,7 @@ class PoolState {
   void release(std::span<const Chunk> chunks, Bytes size, NumaNode node) noexcept;
   Bytes trim();
   PoolStats stats() const;
+  bool some_pageable() const noexcept { return pageable_slabs_.load(std::memory_order_relaxed) > 0; }
 
  private:
   class Lifeline;
@@ -105,7 +106,7 @@ class PoolState {
   std::chrono::nanoseconds growing_{0};
   Bytes pinned_;
   int64_t small_page_slabs_ = 0;
-  int64_t pageable_slabs_ = 0;
+  std::atomic<int64_t> pageable_slabs_ = 0;  ///< read without the mutex
   std::string pageable_because_;
   std::string unbound_because_;
   std::string inherited_because_;

@@ -77,7 +77,9 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
     }
     const NvtxRange range(NvtxRange::Of::kLeave, bytes);
     std::shared_ptr<HostCopy> memory;
-    if (!promised) memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);
+    const NumaNode node = record->tier_->node;
+    if (!promised) memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, node, HostCopy::From::kPool);
+    note_pageable();
     if (!memory) {
       // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
       const bool never = bytes > host_budget_ || (!promised && host_pool_->stats().live_bytes == Bytes(0));

@@ -300,8 +300,9 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
     promised = host_is_promised_locked(*record->tier_, record->packed_bytes());
   }
   std::shared_ptr<HostCopy> memory;
+  const NumaNode node = record->tier_->node;
   if (!promised)
-    memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), from, host_registrar_);
+    memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), node, from, host_registrar_);
   if (!memory) {
     {
       Work work(*this);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/numa_node.h>
 #include <ebbtide/store/device_link.h>
 #include <ebbtide/store/handed_over.h>
 #include <ebbtide/store/intrusive_list.h>
@@ -37,6 +38,7 @@ class DeviceTier {
   const std::shared_ptr<Device> device;
   const size_t index;                ///< as views name it
   std::shared_ptr<DeviceLink> link;  ///< set for accelerators, once: host memory needs none
+  NumaNode node = kAnyNode;          ///< that its host memory is taken from; any: the calling thread's
 
   Bytes expected_pass;      ///< what the last pass that had a backward saved on this device
   Bytes expected_redoable;  ///< part of it: what had recipes

@@ -1,3 +1,4 @@
+#include <ebbtide/pinned_pool/page.h>
 #include <ebbtide/store/host_copy.h>
 
 #define XXH_INLINE_ALL
@@ -9,19 +10,19 @@
 namespace ebbtide {
 
 std::shared_ptr<HostCopy> HostCopy::make(const CachedAllocator<HostCopy>& objects, PinnedPool& pool, Bytes bytes,
-                                         From from, const std::shared_ptr<HostRegistrar>& registrar) {
-  constexpr int64_t kPage = 4096;
-  const Bytes whole((bytes.count() + kPage - 1) / kPage * kPage);
-  const auto whole_size = static_cast<size_t>(whole.count());
+                                         NumaNode node, From from, const std::shared_ptr<HostRegistrar>& registrar) {
+  const size_t page = pinned_pool::page_bytes();
+  const size_t whole_size = (static_cast<size_t>(bytes.count()) + page - 1) / page * page;
+  const Bytes whole(static_cast<int64_t>(whole_size));
   const auto copy = std::allocate_shared<HostCopy>(objects, Made());
   copy->bytes_ = bytes;
-  if (auto block = pool.acquire({.bytes = whole, .may_grow = from != From::kReadyPool}); block.ok()) {
+  if (auto block = pool.acquire({.bytes = whole, .node = node, .may_grow = from != From::kReadyPool}); block.ok()) {
     copy->block_ = std::move(block).value();
     for (const Chunk& chunk : copy->block_.chunks()) copy->pieces_.push_back({chunk.data, chunk.bytes});
     return copy;
   }
   if (from != From::kPoolOrSystem) return nullptr;
-  copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, whole_size)), std::free};
+  copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(page, whole_size)), std::free};
   if (!copy->heap_) return nullptr;
   copy->pieces_.push_back({copy->heap_.get(), whole_size});
   if (registrar && registrar->pin(copy->heap_.get(), whole_size).ok()) copy->pinned_by_ = registrar;

@@ -23,10 +23,11 @@ class HostCopy {
     kPool,          ///< the pool may grow
     kPoolOrSystem,  ///< and where it has no room, the system serves
   };
-  /// Null where there is no room. The system's memory is pinned by `registrar`, for a copy from pageable memory is
+  /// On `node`, or on another where that is full. Null where there is no room. The system's memory is pinned by `registrar`, for a copy from pageable memory is
   /// waited for by whoever enqueues it.
   static std::shared_ptr<HostCopy> make(const CachedAllocator<HostCopy>& objects, PinnedPool& pool, Bytes bytes,
-                                        From from, const std::shared_ptr<HostRegistrar>& registrar = nullptr);
+                                        NumaNode node, From from,
+                                        const std::shared_ptr<HostRegistrar>& registrar = nullptr);
   explicit HostCopy(Made) noexcept {}
   ~HostCopy();
 

@@ -77,6 +77,16 @@ OnFull on_full_or_reject(std::string_view name, std::string_view value) {
   reject(name, value, "'keep', 'raise' or 'auto'");
 }
 
+std::optional<NumaNode> numa_or_reject(std::string_view name, std::string_view value) {
+  if (value == "auto") return std::nullopt;
+  if (value == "off") return kAnyNode;
+  int node = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), node);
+  if (error != std::errc() || end != value.data() + value.size() || node < 0)
+    reject(name, value, "'auto', 'off' or the number of a NUMA node");
+  return NumaNode{node};
+}
+
 /// One row an option: its name, how text sets it, and whether it was left unset.
 struct OptionRow {
   std::string_view name;
@@ -84,7 +94,7 @@ struct OptionRow {
   bool (*unset)(const Options&);
 };
 
-constexpr std::array<OptionRow, 10> kOptions = {{
+constexpr std::array<OptionRow, 11> kOptions = {{
     {"device_budget",
      [](Options& o, std::string_view n, std::string_view v) { o.device_budget = budget_or_reject(n, v); },
      [](const Options& o) { return !o.device_budget; }},
@@ -104,6 +114,8 @@ constexpr std::array<OptionRow, 10> kOptions = {{
      [](const Options& o) { return !o.verify; }},
     {"checksum", [](Options& o, std::string_view n, std::string_view v) { o.checksum = flag_or_reject(n, v); },
      [](const Options& o) { return !o.checksum; }},
+    {"numa", [](Options& o, std::string_view n, std::string_view v) { o.numa = numa_or_reject(n, v); },
+     [](const Options& o) { return !o.numa; }},
     {"plan", [](Options& o, std::string_view, std::string_view v) { o.plan = v; },
      [](const Options& o) { return o.plan.empty(); }},
 }};

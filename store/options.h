@@ -3,6 +3,7 @@
 
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
+#include <ebbtide/pinned_pool/numa_node.h>
 
 #include <optional>
 #include <string>
@@ -49,6 +50,9 @@ struct EBBTIDE_API Options {
   std::optional<bool> verify;
   /// Checksums on the spill tier.
   std::optional<bool> checksum;
+  /// The NUMA node that host memory is taken from and that the store's threads keep to; others serve where it is full. None:
+  /// the nearest to each device, and to the thread that asks for CPU tensors. kAnyNode: nothing is bound.
+  std::optional<NumaNode> numa;
   /// A file that Store::save_plan wrote: its plans are followed from the first pass on, and no others are made. Budgets
   /// are held whatever it says. Empty: plans are made of what is seen.
   std::string plan;

@@ -116,6 +116,11 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
     text += tier_line(i == 0 ? "device (CPU tensors)" : stats.devices[i].name.c_str(), stats.devices[i]);
   if (accelerators && stats.devices[0].peak_bytes > Bytes(0)) text += tier_line("CPU tensors", stats.devices[0]);
   text += tier_line(accelerators ? "host" : "host (staging)", stats.host);
+  if (!stats.host_pageable_because.empty())
+    text += "  not all of it is pinned, so that copies are slow and waited for: " + stats.host_pageable_because + "\n";
+  if (stats.host_other_node > 0)
+    text += line("  %lld blocks lie on another NUMA node than their device, since its own was full",
+                 static_cast<long long>(stats.host_other_node));
   text += tier_line("spill", stats.spill);
   if (!context.spill.empty()) text += "  " + context.spill + "\n";
 

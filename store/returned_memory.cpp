@@ -13,8 +13,10 @@ std::shared_ptr<ReturnedMemory> ReturnedMemory::make(std::shared_ptr<StoreCore> 
   std::shared_ptr<ReturnedMemory> memory(new ReturnedMemory);
   std::byte* base = nullptr;
   if (pool != nullptr) {
-    auto block = pool->acquire(
-        {.bytes = Bytes(static_cast<int64_t>(whole)), .contiguous = true, .may_grow = from == From::kPoolOrSystem});
+    auto block = pool->acquire({.bytes = Bytes(static_cast<int64_t>(whole)),
+                                .node = core->host_node(),
+                                .contiguous = true,
+                                .may_grow = from == From::kPoolOrSystem});
     if (block.ok()) {
       memory->block_ = std::move(block).value();
       base = memory->block_.chunks().front().data;

@@ -60,8 +60,10 @@ struct Waits {
 /// Cumulative over the store's life unless said otherwise.
 struct Stats {
   TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory), all devices
-  std::vector<DeviceStats> devices;  ///< each of them, by number; the first is host memory
-  TierStats host;                    ///< slabs of the pools
+  std::vector<DeviceStats> devices;   ///< each of them, by number; the first is host memory
+  TierStats host;                     ///< slabs of the pools
+  int64_t host_other_node = 0;        ///< blocks of the pools on another NUMA node than asked for, since that was full
+  std::string host_pageable_because;  ///< why not all that accelerators' tensors leave for is pinned; empty where it is
   TierStats spill;
 
   Count packed;          ///< all that autograd handed over = passed_through + deduplicated + saved

@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/pool.h>
+#include <ebbtide/pinned_pool/topology.h>
 #include <ebbtide/store/device_tier.h>
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/pass.h>
@@ -44,9 +45,9 @@ using WarningHandler = std::function<void(const std::string&)>;
 /// what a call finds to do is collected in a Work and done after letting go. Lock order: store < lane < pool.
 class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
  public:
-  /// Opens the tiers.
+  /// Opens the tiers. `machine`: where memory and threads are bound; null: this one.
   /// Errors: ConfigError.
-  static std::shared_ptr<StoreCore> open(const Options& options);
+  static std::shared_ptr<StoreCore> open(const Options& options, std::shared_ptr<const Topology> machine = nullptr);
   ~StoreCore();
 
   struct DeviceOptions {
@@ -169,6 +170,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   /// Smaller tensors are not worth moving, from host memory or from an accelerator's.
   Bytes min_bytes(bool host = true) const noexcept { return host ? min_bytes_ : min_bytes_of_devices_; }
+  /// The NUMA node that CPU tensors come back to; any: that of the thread that asks.
+  NumaNode host_node() const noexcept { return options_.numa.value_or(kAnyNode); }
   Bytes trim();
   Stats stats() const;
   PassStats last_pass() const;
@@ -218,7 +221,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   class MarkedWait;
   enum class Urgency { kPrefetch, kDemand };
 
-  explicit StoreCore(Options options);
+  StoreCore(Options options, std::shared_ptr<const Topology> machine);
 
   // leaving.cpp: from resident memory down. May wait; REQUIRES: the lock is not held.
   void settle(Pass* pass, DeviceTier& tier);
@@ -332,6 +335,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Few<DeviceTier*> all_tiers();
   void open_staging(std::optional<Bytes> most);
   void open_host_tier(const std::shared_ptr<Device>& device);
+  const Topology* topology();
+  std::unique_ptr<PinnedPool> open_host_pool(Bytes capacity, std::shared_ptr<HostRegistrar> registrar);
+  void note_pageable();
   void forget(Record& record) noexcept;
   void detach_locked(Record& record, Work& work);
   void place_locked(Resident& resident, bool to_front = false) noexcept;
@@ -364,6 +370,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   const CachedAllocator<HostCopy> host_copy_objects_;
   Bytes min_bytes_;
   Bytes min_bytes_of_devices_;
+  std::once_flag topology_loaded_;
+  std::shared_ptr<const Topology> topology_;  // null where nothing is bound; use topology()
   std::once_flag staging_opened_;
   std::once_flag host_tier_opened_;
   Bytes staging_budget_;
@@ -373,6 +381,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::unique_ptr<PinnedPool> host_pool_;  // null without an accelerator
   std::shared_ptr<HostRegistrar> host_registrar_;
   std::shared_ptr<LinkThread> link_thread_;
+  std::atomic<bool> pageable_said_{false};
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};

@@ -1,5 +1,6 @@
 // The tiers of a store: how they are opened, and what they hold.
 #include <ebbtide/pinned_pool/capacity.h>
+#include <ebbtide/pinned_pool/near_node.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/op_name.h>
 #include <ebbtide/store/store_core.h>
@@ -46,30 +47,32 @@ class DeviceRegistrar final : public HostRegistrar {
   const std::shared_ptr<Device> device_;
 };
 
-/// With a registrar: for DMA, which a fork must not disturb. Without: memory that CPU tensors are laid over, which a
-/// forked child reads. Errors: ConfigError.
-std::unique_ptr<PinnedPool> open_host_pool(Bytes capacity, std::shared_ptr<HostRegistrar> registrar) {
-  PoolOptions pool;
-  pool.capacity = capacity;
-  pool.slab_bytes = std::min(capacity, MiB(256));
-  pool.survives_fork = registrar == nullptr;
-  pool.registrar = std::move(registrar);
-  pool.keep_spare = false;
-  auto opened = PinnedPool::create(std::move(pool));
-  if (!opened.ok()) throw ConfigError("host_budget: " + opened.failure().message);
-  return std::move(opened).value();
+/// Errors: ConfigError.
+void check_node(const Topology* topology, NumaNode node) {
+  const std::string wrong = "numa=" + std::to_string(static_cast<int>(node)) + ": ";
+  if (topology == nullptr) throw ConfigError(wrong + "hwloc cannot read this machine's topology");
+  const std::vector<NumaNode>& nodes = topology->nodes();
+  if (std::find(nodes.begin(), nodes.end(), node) != nodes.end()) return;
+  std::string known;
+  for (const NumaNode other : nodes) known.append(" ").append(std::to_string(static_cast<int>(other)));
+  throw ConfigError(wrong +
+                    "there is no such NUMA node with memory and cores that this process may use; there are:" + known);
 }
 
 }  // namespace
 
-StoreCore::StoreCore(Options options)
+StoreCore::StoreCore(Options options, std::shared_ptr<const Topology> machine)
     : options_(std::move(options)),
+      topology_(std::move(machine)),
       host_(tiers_.emplace_back(std::make_shared<HostDevice>(), size_t{0})),
       planner_(options_.recompute.value_or(true)) {}
 
-std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
-  std::shared_ptr<StoreCore> core(new StoreCore(resolve(options)));
+std::shared_ptr<StoreCore> StoreCore::open(const Options& options, std::shared_ptr<const Topology> machine) {
+  std::shared_ptr<StoreCore> core(new StoreCore(resolve(options), std::move(machine)));
   const Options& asked = core->options_;
+  const NumaNode node = core->host_node();
+  core->host_.node = node;
+  if (node != kAnyNode) check_node(core->topology(), node);
   core->min_bytes_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytes));
   core->min_bytes_of_devices_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytesOfDevices));
   const Bytes available = pinned_pool::Capacity().room().left;
@@ -86,6 +89,7 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
     spill.folders = asked.spill_to;
     spill.budget = asked.spill_budget;
     spill.checksum = asked.checksum.value_or(true);
+    const NearNode near(node == kAnyNode ? nullptr : core->topology(), node);  // the tier's threads inherit
     auto tier = SpillTier::open(std::move(spill));
     if (!tier.ok()) throw ConfigError("spill_to: " + tier.failure().message);
     core->spill_ = std::move(tier).value();
@@ -99,6 +103,35 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options) {
   return core;
 }
 
+/// Null where nothing is bound.
+const Topology* StoreCore::topology() {
+  std::call_once(topology_loaded_, [&] {
+    if (options_.numa == kAnyNode) topology_ = nullptr;
+    if (topology_ || options_.numa == kAnyNode) return;
+    auto loaded = Topology::load();
+    if (loaded.ok()) topology_ = std::make_shared<const Topology>(std::move(loaded).value());
+  });
+  return topology_.get();
+}
+
+/// With a registrar: for DMA, which a fork must not disturb. Without: memory that CPU tensors are laid over, which a
+/// forked child reads. Errors: ConfigError.
+std::unique_ptr<PinnedPool> StoreCore::open_host_pool(Bytes capacity, std::shared_ptr<HostRegistrar> registrar) {
+  PoolOptions pool;
+  pool.capacity = capacity;
+  pool.survives_fork = registrar == nullptr;
+  pool.registrar = std::move(registrar);
+  pool.keep_spare = false;
+  pool.numa_bind = options_.numa != kAnyNode;
+  const auto nodes = topology() != nullptr ? static_cast<int64_t>(topology_->nodes().size()) : 1;
+  pool.topology = topology_;
+  // Each node gets its own slabs: one must not take all the room.
+  pool.slab_bytes = std::clamp(capacity / std::max<int64_t>(nodes, 1), kLeastPool, MiB(256));
+  auto opened = PinnedPool::create(std::move(pool));
+  if (!opened.ok()) throw ConfigError("host_budget: " + opened.failure().message);
+  return std::move(opened).value();
+}
+
 StoreCore::~StoreCore() {
   if (link_thread_) link_thread_->end();
 }
@@ -108,13 +141,18 @@ int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<Device
   const Result<DeviceMemory> memory = device->memory();
   auto link = std::make_shared<DeviceLink>(device, std::move(allocator), how.bandwidth);
   open_host_tier(device);
+  NumaNode node = host_node();
+  const Topology* machine = topology();
+  if (!options_.numa && machine != nullptr) node = machine->node_of_pci(device->pci_address()).value_or(kAnyNode);
   std::lock_guard lock(mutex_);
   if (how.own_thread) {
+    const NearNode near(machine, node);  // one thread looks after all devices, near the first
     if (!link_thread_) link_thread_ = LinkThread::start(weak_from_this());
     if (link_thread_) link_thread_->add(link);
   }
   DeviceTier& tier = tiers_.emplace_back(std::move(device), tiers_.size());
   tier.link = std::move(link);
+  tier.node = node;
   const Bytes* budget = options_.device_budget ? std::get_if<Bytes>(&*options_.device_budget) : nullptr;
   if (budget != nullptr)
     tier.budget = *budget;
@@ -153,6 +191,15 @@ void StoreCore::open_host_tier(const std::shared_ptr<Device>& device) {
     host_budget_ = budget;
     host_pool_ = std::move(pool);
   });
+}
+
+/// After the host tier may have grown.
+void StoreCore::note_pageable() {
+  if (!host_pool_->some_pageable() || pageable_said_.exchange(true)) return;
+  warn(
+      "some of the host memory that tensors leave for is not pinned, so that copies to it are slow and are waited "
+      "for: " +
+      host_pool_->stats().pageable_because);
 }
 
 Bytes StoreCore::trim() {
@@ -226,11 +273,14 @@ Stats StoreCore::stats() const {
     const PoolStats pool = staging->stats();
     stats.host.bytes = pool.slab_bytes;
     stats.host.peak_bytes = pool.peak_slab_bytes;
+    stats.host_other_node = pool.other_node;
   }
   if (host != nullptr) {
     const PoolStats pool = host->stats();
     stats.host.bytes += pool.slab_bytes;
     stats.host.peak_bytes += pool.peak_slab_bytes;
+    stats.host_other_node += pool.other_node;
+    stats.host_pageable_because = pool.pageable_because;
   }
   if (spill_) {
     const SpillStats spill = spill_->stats();

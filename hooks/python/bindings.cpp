@@ -89,6 +89,7 @@ py::dict to_dict(const Stats& stats) {
   py::dict result;
   result["device"] = to_dict(stats.device);
   result["host"] = to_dict(stats.host);
+  result["host_other_node"] = stats.host_other_node;
   result["spill"] = to_dict(stats.spill);
   result["packed"] = to_dict(stats.packed);
   result["passed_through"] = to_dict(stats.passed_through);

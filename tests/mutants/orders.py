@@ -155,7 +155,7 @@ EXEMPT = (
         "store/device_leaving.cpp",
         (
             "std::shared_ptr<HostCopy> memory;",
-            "if (!promised) memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, HostCopy::From::kPool);",
+            "if (!promised) memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, node, HostCopy::From::kPool);",
             "memory = nullptr;",
             "memory = nullptr;",
             "passage.memory = nullptr;",
@@ -181,7 +181,7 @@ EXEMPT = (
             "record.resident_->storage = storage;",
             "if (record.item_) (void)let_go_host_locked(record);",
             "std::shared_ptr<HostCopy> memory;",
-            "memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), from, host_registrar_);",
+            "memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), node, from, host_registrar_);",
             "request.done = [raw = passage.get()](const Status& status) {",
         ),
     ),

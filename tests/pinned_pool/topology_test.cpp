@@ -7,23 +7,15 @@
 
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <string>
 #include <thread>
 
-#include "tests/pinned_pool/system_tree.h"
+#include "tests/pinned_pool/topology_xml.h"
 
 namespace ebbtide {
 namespace {
 
 const std::string kDualSocket = EBBTIDE_TEST_DATA "/dual_socket_gpus.xml";
-
-std::string text_of(const std::string& path) {
-  std::ifstream file(path);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 TEST(Topology, ThisMachineHasANodeAndBindsToIt) {
   auto topology = Topology::load();
@@ -117,7 +109,7 @@ TEST(Topology, ASubNumaClusterIsNearerThanTheSocketsOther) {
 
 // Bound to HBM, a training's host copies would take the fastest memory from it; behind CXL, copies crawl.
 TEST(Topology, MemoryWithoutCpusIsNotMainMemory) {
-  const std::string plain = text_of(EBBTIDE_TEST_DATA "/hbm_and_cxl.xml");
+  const std::string plain = test::text_of(EBBTIDE_TEST_DATA "/hbm_and_cxl.xml");
   std::string named = plain;
   for (const char* node : {"4\" cpuset=\"0x000000ff\"", "2\" cpuset=\"0x0000000f\"", "3\" cpuset=\"0x000000f0\""}) {
     const std::string object = std::string("<object type=\"NUMANode\" ") + "os_index=\"" + node;
@@ -137,7 +129,7 @@ TEST(Topology, MemoryWithoutCpusIsNotMainMemory) {
 }
 
 TEST(Topology, NodesOutsideTheCpusetAreNotOurs) {
-  std::string xml = text_of(kDualSocket);
+  std::string xml = test::text_of(kDualSocket);
   const std::string all = "allowed_nodeset=\"0x00000007\"";
   ASSERT_NE(xml.find(all), std::string::npos);
   xml.replace(xml.find(all), all.size(), "allowed_nodeset=\"0x00000001\"");

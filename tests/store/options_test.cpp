@@ -45,6 +45,18 @@ TEST(SetOption, AWrongValueNamesOptionValueAndWhatIsAccepted) {
   EXPECT_THAT([&] { set_option(options, "verify", "maybe"); }, ThrowsMessage<ConfigError>(HasSubstr("true or false")));
 }
 
+TEST(SetOption, NumaIsANodeOrAWord) {
+  Options options;
+  set_option(options, "numa", "1");
+  EXPECT_EQ(options.numa, NumaNode{1});
+  set_option(options, "numa", "off");
+  EXPECT_EQ(options.numa, kAnyNode);
+  set_option(options, "numa", "auto");
+  EXPECT_EQ(options.numa, std::nullopt);
+  for (const char* wrong : {"", "near", "-1", "1.5", "99999999999"})
+    EXPECT_THAT([&] { set_option(options, "numa", wrong); }, ThrowsMessage<ConfigError>(HasSubstr("'auto', 'off'")));
+}
+
 TEST(SetOption, AnUnknownNameGetsTheNearest) {
   Options options;
   EXPECT_THAT([&] { set_option(options, "device_budgt", "1"); },
@@ -55,8 +67,8 @@ TEST(SetOption, AnUnknownNameGetsTheNearest) {
 class Environment : public testing::Test {
  protected:
   void TearDown() override {
-    for (const char* name :
-         {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE", "EBBTIDE_PLAN"})
+    for (const char* name : {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE",
+                             "EBBTIDE_PLAN", "EBBTIDE_NUMA"})
       unsetenv(name);
   }
 };
@@ -67,6 +79,7 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   setenv("EBBTIDE_VERIFY", "1", 1);
   setenv("EBBTIDE_RECOMPUTE", "off", 1);
   setenv("EBBTIDE_PLAN", "/a/plan.json", 1);
+  setenv("EBBTIDE_NUMA", "off", 1);
   Options given;
   given.device_budget = MiB(5);
   const Options options = resolve(given);
@@ -75,6 +88,7 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   EXPECT_EQ(options.verify, true);
   EXPECT_EQ(options.recompute, false);
   EXPECT_EQ(options.plan, "/a/plan.json");
+  EXPECT_EQ(options.numa, kAnyNode);
   given.plan = "mine.json";
   EXPECT_EQ(resolve(given).plan, "mine.json");
 }

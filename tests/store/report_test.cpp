@@ -63,6 +63,18 @@ TEST(Report, SaysWhatIsAliveAndInNoBudget) {
   EXPECT_THAT(report, HasSubstr("  referenced elsewhere            3 MiB        3 MiB\n"));
 }
 
+TEST(Report, SaysWhereHostMemoryIsLessThanAsked) {
+  Stats stats;
+  EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("pinned")));
+  stats.host_pageable_because = "the driver is out of registrations";
+  stats.host_other_node = 3;
+  const std::string report = render_report(stats, {}, {});
+  EXPECT_THAT(report,
+              HasSubstr("  not all of it is pinned, so that copies are slow and waited for: the driver is out of "
+                        "registrations\n"));
+  EXPECT_THAT(report, HasSubstr("  3 blocks lie on another NUMA node"));
+}
+
 TEST(Report, SaysFromWhereAPlanIsFrozen) {
   Stats stats;
   const ReportContext context{.plan_file = "/a/plan.json"};

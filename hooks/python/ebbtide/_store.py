@@ -44,6 +44,8 @@ class Store:
             needs its memory (default True).
         verify: compare each returned tensor with a fingerprint taken when it left.
         checksum: checksums on the spill tier (default True).
+        numa: the NUMA node that host memory is taken from and that the store's threads keep to; "auto" (default): the nearest to each device; "off": nothing
+            is bound.
         plan: a file that `save_plan` wrote: its plans are followed from the first step on, and no others are made. Budgets are held whatever it says.
 
     Raises:
