@@ -15,6 +15,8 @@ StartedQueue start_queue(const QueueOptions& options, std::shared_ptr<IoSource> 
                          std::string& why_not_io_uring) {
   if (!allow_io_uring) {
     why_not_io_uring = "switched off";
+  } else if (!options.unfit_for_io_uring.empty()) {
+    why_not_io_uring = options.unfit_for_io_uring;
   } else {
     StartedQueue queue = start_uring_queue(options, source);
     if (queue) return queue;

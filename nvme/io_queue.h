@@ -59,6 +59,7 @@ struct QueueOptions {
   int fd = -1;  ///< stays open as long as the source lives
   size_t bytes_in_flight = size_t{16} << 20;
   size_t length_alignment = 512;
+  std::string unfit_for_io_uring;  ///< why the file must not be used through io_uring; empty: it may
   AnswerFilter filter;
 };
 

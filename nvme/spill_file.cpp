@@ -145,7 +145,11 @@ void SpillFile::find_alignment(bool direct) {
     const int flags = ::fcntl(fd_, F_GETFL);
     if (flags >= 0 && (flags & O_DIRECT)) ::fcntl(fd_, F_SETFL, flags & ~O_DIRECT);
   }
-  description_ = folder_ + " (" + file_system_name(fd_, ram_);
+  const std::string file_system = file_system_name(fd_, ram_);
+  // The kernel finishes a short transfer itself, and where FUSE does direct I/O it does so at the wrong place: at the
+  // offset of the beginning (seen on Linux 6.18).
+  if (file_system == "fuse") unfit_for_io_uring_ = "on FUSE it misplaces the rest of short transfers";
+  description_ = folder_ + " (" + file_system;
   if (ram_) description_ += ", which is RAM";
   description_ += direct ? ", direct I/O, memory aligned to " + std::to_string(alignment_.memory) + ", length to " +
                                std::to_string(alignment_.length) + ")"
@@ -158,6 +162,7 @@ SpillFile::SpillFile(SpillFile&& other) noexcept
       size_(other.size_),
       alignment_(other.alignment_),
       ram_(other.ram_),
+      unfit_for_io_uring_(std::move(other.unfit_for_io_uring_)),
       description_(std::move(other.description_)) {}
 
 SpillFile::~SpillFile() {

@@ -28,6 +28,8 @@ class SpillFile {
   uint64_t size() const noexcept { return size_; }
   IoAlignment alignment() const noexcept { return alignment_; }
   bool ram() const noexcept { return ram_; }
+  /// Why io_uring must not be used here; empty: it may.
+  const std::string& unfit_for_io_uring() const noexcept { return unfit_for_io_uring_; }
   /// "/mnt/nvme0 (ext4, direct I/O, memory 512, length 512)", or why not direct.
   const std::string& description() const noexcept { return description_; }
 
@@ -45,6 +47,7 @@ class SpillFile {
   uint64_t size_ = 0;
   IoAlignment alignment_;
   bool ram_ = false;
+  std::string unfit_for_io_uring_;
   std::string description_;
 };
 

@@ -73,7 +73,7 @@ Result<std::shared_ptr<SpillSpace>> SpillSpace::open(const SpillOptions& options
     if (!free_share) return std::move(free_share).failure();
     budget = free_share.value();
   }
-  auto space = std::shared_ptr<SpillSpace>(new SpillSpace(std::move(files), alignment, budget));
+  auto space = std::shared_ptr<SpillSpace>(new SpillSpace(std::move(files), alignment, budget, options.reserve));
   if (space->budget_ == 0) {
     return Failure{FailureCode::kNoSpace, 0,
                    "The spill budget of " + text(budget) + " in " + options.folders.front() + " holds nothing."};
@@ -81,13 +81,22 @@ Result<std::shared_ptr<SpillSpace>> SpillSpace::open(const SpillOptions& options
   return space;
 }
 
-SpillSpace::SpillSpace(std::vector<SpillFile> files, IoAlignment alignment, uint64_t budget)
+SpillSpace::SpillSpace(std::vector<SpillFile> files, IoAlignment alignment, uint64_t budget,
+                       std::optional<Bytes> reserve)
     : files_(std::move(files)),
       alignment_(alignment),
       unit_(std::max<uint64_t>(kUnit, alignment.length)),
       budget_(budget / unit_ * unit_),
+      reserve_(reserve),
       owner_(::getpid()) {
-  for (size_t i = 0; i < files_.size(); ++i) rooms_.push_back({ExtentAllocator(unit_), 0, {}});
+  for (const SpillFile& file : files_) {
+    Room& room = rooms_.emplace_back(Room{ExtentAllocator(unit_)});
+    struct statvfs space {};
+    if (::fstatvfs(file.fd(), &space) == 0) {
+      room.free_space = static_cast<double>(space.f_bavail) * static_cast<double>(space.f_frsize);
+    }
+  }
+  set_shares_locked();
 }
 
 bool SpillSpace::forked() const noexcept {
@@ -101,45 +110,76 @@ bool SpillSpace::ram() const noexcept {
 Result<std::vector<PlacedExtent>> SpillSpace::allocate(uint64_t bytes) {
   const uint64_t rounded = (bytes + unit_ - 1) / unit_ * unit_;
   std::unique_lock lock(mutex_);
-  if (auto extents = take_locked(rounded)) return *std::move(extents);
+  if (auto extents = take_locked(rounded, Spread::kByShare)) return *std::move(extents);
   lock.unlock();
 
   std::lock_guard grow_lock(grow_mutex_);
-  for (;;) {
+  for (Status grown = success();;) {
     lock.lock();
-    if (auto extents = take_locked(rounded)) return *std::move(extents);
-    uint64_t free_bytes = 0;
-    for (const Room& room : rooms_) free_bytes += room.allocator.free_bytes();
+    if (auto extents = take_locked(rounded, Spread::kByShare)) return *std::move(extents);
     lock.unlock();
-    Status grown = grow(rounded - std::min(rounded, free_bytes));
+    if (grown) grown = grow(rounded);
+    lock.lock();
+    if (auto extents = take_locked(rounded, grown ? Spread::kByShare : Spread::kAsRoomGoes)) return *std::move(extents);
+    lock.unlock();
     if (!grown) return std::move(grown).failure();
   }
 }
 
-/// Makes the files longer, by `missing` bytes or more where the disks have them, by less where not. Errors: nothing was
-/// gained. REQUIRES: grow_mutex_ held, mutex_ not.
-Status SpillSpace::grow(uint64_t missing) {
+/// What may be added to a file: the limit on this process's files, and what is to be left free for others.
+uint64_t SpillSpace::may_grow(const SpillFile& file) const {
+  constexpr uint64_t kMostReserve = uint64_t{1} << 30;
+  const uint64_t limit = file_size_limit();
+  const uint64_t by_limit = limit - std::min(limit, file.size());
+  struct statvfs room {};
+  if (::fstatvfs(file.fd(), &room) != 0) return by_limit;  // growing will say what is wrong
+  const uint64_t reserve = reserve_ ? static_cast<uint64_t>(std::max<int64_t>(reserve_->count(), 0))
+                                    : std::min(kMostReserve, uint64_t{room.f_blocks} * room.f_frsize / 32);
+  const uint64_t left = uint64_t{room.f_bavail} * room.f_frsize;
+  return std::min(by_limit, left - std::min(left, reserve));
+}
+
+/// Makes files longer, so that an item of `bytes` has room in each by its share; by less where the disks have less.
+/// Errors: nothing was gained. REQUIRES: grow_mutex_ held, mutex_ not.
+Status SpillSpace::grow(uint64_t bytes) {
   uint64_t total = 0;
   for (const SpillFile& file : files_) total += file.size();
   const uint64_t left = budget_ - std::min(budget_, total);
-  if (left < missing) {
+  std::vector<uint64_t> wish(files_.size());  // of each file
+  uint64_t free_bytes = 0;
+  {
+    std::lock_guard lock(mutex_);
+    const std::vector<uint64_t> wanted = wanted_locked(bytes);
+    const auto largest = std::ranges::max_element(rooms_, {}, &Room::share);
+    for (size_t i = 0; i < files_.size(); ++i) {
+      const uint64_t here = rooms_[i].allocator.free_bytes();
+      free_bytes += here;
+      if (here >= wanted[i]) continue;
+      const double step = static_cast<double>(std::min(kGrowth, budget_ / 16)) * rooms_[i].share / largest->share;
+      wish[i] = std::max(static_cast<uint64_t>(step), wanted[i] - here) + unit_;
+    }
+  }
+  const uint64_t missing = bytes - std::min(bytes, free_bytes);
+  if (left < missing || left == 0) {
     return Failure{
         FailureCode::kNoSpace, 0,
         "The spill budget of " + text(budget_) + " is full; it would have to be " + text(missing - left) + " larger."};
   }
-  // All files grow together, so that an item is spread over all of them from the first one on.
-  const uint64_t limit = file_size_limit();
-  const uint64_t wish = std::max(std::min(kGrowth, budget_ / 16), missing / files_.size() + unit_);
   const Clock::time_point now = Clock::now();
   Failure last{FailureCode::kNoSpace, 0, "No spill folder has room: each was found full a moment ago."};
   uint64_t gained = 0;
-  for (size_t index = 0; index < files_.size(); ++index) {
+  const auto grow_file = [&](size_t index, uint64_t by) {
     SpillFile& file = files_[index];
     {
       std::lock_guard lock(mutex_);
-      if (now < rooms_[index].retry_at) continue;
+      if (now < rooms_[index].retry_at) return;
     }
-    uint64_t step = std::min({wish, left - gained, limit - std::min(limit, file.size())}) / unit_ * unit_;
+    const uint64_t may = may_grow(file);
+    uint64_t step = std::min({by, left - gained, may}) / unit_ * unit_;
+    if (may < unit_) {
+      last = {FailureCode::kNoSpace, ENOSPC,
+              "No room in " + file.folder() + " but what is left free for others, or beyond the limit on file sizes."};
+    }
     const uint64_t before = gained;
     // Smaller and smaller steps: what is left on a nearly full disk is used as well.
     while (step > 0) {
@@ -159,15 +199,40 @@ Status SpillSpace::grow(uint64_t missing) {
       std::lock_guard lock(mutex_);
       rooms_[index].retry_at = now + kRetryGrowth;
     }
+  };
+  for (size_t index = 0; index < files_.size(); ++index) {
+    if (wish[index] > 0) grow_file(index, wish[index]);
   }
+  // Those that lack room have found none: the others make up for it.
+  for (size_t index = 0; index < files_.size() && gained < missing; ++index) grow_file(index, missing - gained + unit_);
   if (gained == 0) return last;
   return success();
 }
 
-std::optional<std::vector<PlacedExtent>> SpillSpace::take_locked(uint64_t bytes) {
+/// By its shares, whole chunks of an item of `bytes`, each to whom most is due.
+std::vector<uint64_t> SpillSpace::wanted_locked(uint64_t bytes) const {
+  std::vector<uint64_t> wanted(rooms_.size());
+  std::vector<double> due(rooms_.size());
+  for (size_t i = 0; i < rooms_.size(); ++i) due[i] = rooms_[i].due + rooms_[i].share * static_cast<double>(bytes);
+  for (uint64_t left = bytes; left > 0;) {
+    const auto next = static_cast<size_t>(std::ranges::max_element(due) - due.begin());
+    const uint64_t chunk = std::min(kChunkBytes, left);
+    wanted[next] += chunk;
+    due[next] -= static_cast<double>(chunk);
+    left -= chunk;
+  }
+  return wanted;
+}
+
+std::optional<std::vector<PlacedExtent>> SpillSpace::take_locked(uint64_t bytes, Spread spread) {
+  const std::vector<uint64_t> wanted = wanted_locked(bytes);
   uint64_t free_bytes = 0;
-  for (const Room& room : rooms_) free_bytes += room.allocator.free_bytes();
-  if (free_bytes < bytes) return std::nullopt;
+  bool fits = true;
+  for (size_t i = 0; i < rooms_.size(); ++i) {
+    free_bytes += rooms_[i].allocator.free_bytes();
+    fits &= wanted[i] <= rooms_[i].allocator.free_bytes();
+  }
+  if (free_bytes < bytes || (!fits && spread == Spread::kByShare)) return std::nullopt;
 
   std::vector<PlacedExtent> placed;
   uint64_t left = bytes;
@@ -179,16 +244,44 @@ std::optional<std::vector<PlacedExtent>> SpillSpace::take_locked(uint64_t bytes)
     for (Extent extent : *extents) placed.push_back({static_cast<uint32_t>(index), extent});
     left -= share;
   };
-  // Even shares of whole chunks, then whatever is still missing from wherever there is room.
-  const size_t count = rooms_.size();
-  const uint64_t chunks = (bytes + kChunkBytes - 1) / kChunkBytes;
-  const uint64_t share = (chunks + count - 1) / count * kChunkBytes;
-  for (size_t i = 0; i < count; ++i) take((first_ + i) % count, share);
-  for (size_t i = 0; i < count; ++i) take((first_ + i) % count, left);
-  first_ = (first_ + 1) % count;
+  for (size_t i = 0; i < rooms_.size(); ++i) take(i, wanted[i]);
+  for (size_t i = 0; i < rooms_.size(); ++i) take(i, left);
+  // Only what could have been had is made up for later.
+  if (fits) {
+    for (size_t i = 0; i < rooms_.size(); ++i) {
+      rooms_[i].due += rooms_[i].share * static_cast<double>(bytes) - static_cast<double>(wanted[i]);
+    }
+  }
   used_ += bytes;
   peak_ = std::max(peak_, used_);
   return placed;
+}
+
+void SpillSpace::note_speed(size_t index, double bytes_per_second) noexcept {
+  std::lock_guard lock(mutex_);
+  double& mean = rooms_[index].speed;
+  mean = mean > 0 ? (mean + bytes_per_second) / 2 : bytes_per_second;
+  set_shares_locked();
+}
+
+void SpillSpace::set_shares_locked() noexcept {
+  // A slow one keeps some, or it would never be seen to be fast again.
+  constexpr double kLeast = 1.0 / 32;
+  const bool known = std::ranges::all_of(rooms_, [](const Room& room) { return room.speed > 0; });
+  double most = 0, sum = 0;
+  for (const Room& room : rooms_) most = std::max(most, known ? room.speed : room.free_space);
+  for (Room& room : rooms_) {
+    room.share = most > 0 ? std::max(kLeast, (known ? room.speed : room.free_space) / most) : 1;
+    sum += room.share;
+  }
+  for (Room& room : rooms_) room.share /= sum;
+}
+
+std::vector<double> SpillSpace::shares() const {
+  std::lock_guard lock(mutex_);
+  std::vector<double> shares;
+  for (const Room& room : rooms_) shares.push_back(room.share);
+  return shares;
 }
 
 void SpillSpace::release(const std::vector<PlacedExtent>& extents) noexcept {

@@ -17,6 +17,9 @@ namespace ebbtide {
 struct SpillOptions {
   std::vector<std::string> folders;  ///< at least one; several are striped over
   std::optional<Bytes> budget;       ///< none: 90% of the free space
+  /// Left free for others on each file system. None: 1/32 of it, 1 GiB at most.
+  std::optional<Bytes> reserve;
+  std::optional<Bytes> most_written_a_day;  ///< in any 24 hours, since disks wear out; none: as much as there is
   bool checksum = true;
   bool allow_io_uring = true;            ///< false: the thread queue, as where io_uring is forbidden
   std::optional<Bytes> bytes_in_flight;  ///< none: 16 MiB a folder
@@ -55,6 +58,17 @@ class SpilledItem {
   std::shared_ptr<nvme::Item> item_;
 };
 
+/// What one folder did over the tier's life.
+struct SpillFolderStats {
+  std::string folder;
+  Bytes written;
+  Bytes read;
+  double write_busy_s = 0;  ///< seconds in which at least one write was in flight there
+  double read_busy_s = 0;
+  double share = 0;     ///< of what is written, as long as there is room: by size at first, then by measured speed
+  double silent_s = 0;  ///< seconds since a transfer ended there, or began where none was in flight; 0: none is now
+};
+
 struct SpillStats {
   Bytes bytes;  ///< resting in the tier now (extents in use)
   Bytes peak_bytes;
@@ -68,6 +82,7 @@ struct SpillStats {
   bool io_uring = false;
   bool ram = false;         ///< a folder lies in memory (tmpfs): it spills nowhere
   std::string description;  ///< one line: folders, file system, queue, alignment, and why not io_uring
+  std::vector<SpillFolderStats> folders;
 };
 
 /// Threads: all methods from any; none waits for a disk but close(). Completions run on an I/O thread of the tier, with

@@ -75,13 +75,14 @@ double TierState::BusyTime::seconds() const noexcept {
 Result<std::shared_ptr<TierState>> TierState::open(const SpillOptions& options, const QueueFactory& start_queue) {
   Result<std::shared_ptr<SpillSpace>> space = SpillSpace::open(options);
   if (!space) return std::move(space).failure();
-  auto state = std::shared_ptr<TierState>(new TierState(std::move(space).value(), options.checksum));
+  auto state = std::shared_ptr<TierState>(new TierState(std::move(space).value(), options));
   const SpillSpace& files = *state->space_;
   std::string why_not;
   for (uint32_t i = 0; i < files.file_count(); ++i) {
     QueueOptions queue_options;
     queue_options.fd = files.file(i).fd();
     queue_options.length_alignment = files.file(i).alignment().length;
+    queue_options.unfit_for_io_uring = files.file(i).unfit_for_io_uring();
     if (options.bytes_in_flight) {
       queue_options.bytes_in_flight = static_cast<size_t>(std::max<int64_t>(options.bytes_in_flight->count(), 1));
     }
@@ -102,7 +103,13 @@ Result<std::shared_ptr<TierState>> TierState::open(const SpillOptions& options, 
   return state;
 }
 
-TierState::TierState(std::shared_ptr<SpillSpace> space, bool checksum) : space_(std::move(space)), checksum_(checksum) {
+TierState::TierState(std::shared_ptr<SpillSpace> space, const SpillOptions& options)
+    : space_(std::move(space)),
+      checksum_(options.checksum),
+      allowance_(options.most_written_a_day
+                     ? std::optional(static_cast<uint64_t>(std::max<int64_t>(options.most_written_a_day->count(), 0)))
+                     : std::nullopt,
+                 Clock::now()) {
   for (uint32_t i = 0; i < space_->file_count(); ++i) lanes_.push_back(std::make_unique<Lane>(*this, i));
 }
 
@@ -158,6 +165,14 @@ Result<SpillTier::TransferId> TierState::write(uint64_t name, std::vector<IoPiec
   auto extents = space_->allocate(item->bytes);
   if (!extents) return std::move(extents).failure();
   item->extents = std::move(extents).value();
+  {
+    std::lock_guard lock(mutex_);
+    if (!allowance_.take(item->bytes, Clock::now())) {
+      return Failure{FailureCode::kNoSpace, 0,
+                     "What may be written in 24 hours has been: " +
+                         to_string(Bytes(static_cast<int64_t>(allowance_.taken()))) + "."};
+    }
+  }
   if (checksum_) item->checksums.resize((item->bytes + kChunkBytes - 1) / kChunkBytes);
 
   auto transfer = std::make_unique<Transfer>();
@@ -246,6 +261,14 @@ SpillStats TierState::stats() const {
   stats.errors = errors_;
   stats.write_busy_s = write_busy_.seconds();
   stats.read_busy_s = read_busy_.seconds();
+  const std::vector<double> shares = space_->shares();
+  for (const auto& lane : lanes_) {
+    const std::chrono::duration<double> silent =
+        lane->in_flight > 0 ? Clock::now() - lane->heard_at : Clock::duration{};
+    stats.folders.push_back({space_->file(lane->index).folder(), Bytes(lane->written), Bytes(lane->read),
+                             lane->write_busy.seconds(), lane->read_busy.seconds(), shares[lane->index],
+                             silent.count()});
+  }
   return stats;
 }
 
@@ -274,19 +297,26 @@ IoSource::Next TierState::next(Lane& lane, IoRequest& request) noexcept {
   transfer->begun = true;
   const bool write = transfer->kind == TransferKind::kWrite;
   (write ? write_busy_ : read_busy_).begin();
+  (write ? lane.write_busy : lane.read_busy).begin();
+  if (lane.in_flight++ == 0) lane.heard_at = Clock::now();
   const Segment& segment = transfer->segments[index];
   request = {write, segment.data, segment.bytes, segment.offset, transfer->id, index};
   return IoSource::Next::kRequest;
 }
 
-void TierState::completed(const IoRequest& request, int error) noexcept {
+void TierState::completed(Lane& lane, const IoRequest& request, int error) noexcept {
   std::unique_lock lock(mutex_);
   Transfer& transfer = *transfers_.at(request.transfer);
   (request.write ? write_busy_ : read_busy_).end();
+  (request.write ? lane.write_busy : lane.read_busy).end();
+  --lane.in_flight;
+  lane.heard_at = Clock::now();
   if (error != 0) {
     segment_failed_locked(transfer, request.segment, error);
   } else {
     (request.write ? written_ : read_) += request.bytes;
+    (request.write ? lane.written : lane.read) += request.bytes;
+    if (request.write) measure_locked(lane);
     segment_arrived(lock, transfer, transfer.segments[request.segment]);
   }
   --transfer.in_flight;
@@ -295,6 +325,17 @@ void TierState::completed(const IoRequest& request, int error) noexcept {
   } else {
     wake(lock);  // segments to be read again may wait in a lane that sleeps
   }
+}
+
+/// Now and then tells the space how fast a folder takes writes, which its share follows.
+void TierState::measure_locked(Lane& lane) noexcept {
+  constexpr double kLongEnough = 0.25;  // seconds
+  const double busy = lane.write_busy.seconds();
+  if (lanes_.size() == 1 || busy - lane.busy_at_measure < kLongEnough) return;
+  space_->note_speed(lane.index,
+                     static_cast<double>(lane.written - lane.written_at_measure) / (busy - lane.busy_at_measure));
+  lane.busy_at_measure = busy;
+  lane.written_at_measure = lane.written;
 }
 
 /// The last segment of a chunk brings its checksum up to date, without the lock: `transfer` stays, since this segment
@@ -340,9 +381,9 @@ void TierState::segment_failed_locked(Transfer& transfer, uint32_t index, int er
     wait_again_locked(transfer, index);
     return;
   }
-  // A file system may lack room for bytes that were reserved (a sparse image, a quota): then nothing is wrong with the
-  // place.
-  const bool full = write && (error == ENOSPC || error == EDQUOT);
+  // A file system may lack room for bytes that were reserved (a sparse image, a quota), and the limit on a process's files
+  // may be lowered: then nothing is wrong with the place.
+  const bool full = write && (error == ENOSPC || error == EDQUOT || error == EFBIG);
   if (!full) place.bad = true;
   fail_locked(transfer, system_failure(full ? FailureCode::kNoSpace : FailureCode::kIo, error,
                                        std::string(write ? "Writing " : "Reading ") + std::to_string(segment.bytes) +

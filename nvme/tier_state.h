@@ -4,6 +4,7 @@
 #include <ebbtide/nvme/io_queue.h>
 #include <ebbtide/nvme/spill_space.h>
 #include <ebbtide/nvme/spill_tier.h>
+#include <ebbtide/nvme/write_allowance.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -70,7 +71,7 @@ struct Transfer {
 
 /// Shared by the SpillTier and the threads of its queues. After stop() the last of these threads destroys it.
 ///
-/// Threads: all methods from any. Lock order: mutex_ before nothing (the space and the queues are called without it).
+/// Threads: all methods from any. Lock order: mutex_ before the space's; queues are called with neither.
 class TierState : public std::enable_shared_from_this<TierState> {
  public:
   static Result<std::shared_ptr<TierState>> open(const SpillOptions& options, const QueueFactory& start_queue);
@@ -120,7 +121,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
   struct Lane final : IoSource {
     Lane(TierState& tier, uint32_t number) noexcept : state(tier), index(number) {}
     Next next(IoRequest& request) noexcept override { return state.next(*this, request); }
-    void completed(const IoRequest& request, int error) noexcept override { state.completed(request, error); }
+    void completed(const IoRequest& request, int error) noexcept override { state.completed(*this, request, error); }
 
     TierState& state;  // owns this
     const uint32_t index;
@@ -129,14 +130,20 @@ class TierState : public std::enable_shared_from_this<TierState> {
     std::deque<uint64_t> demand, writes, prefetches;  // transfers with segments waiting for this lane
     bool writes_turn = false;                         // writes and prefetches take turns
     bool asleep = false;                              // next() said kNothing: wants to be notified
+    int in_flight = 0;
+    Clock::time_point heard_at;  // when a request ended, or began where none was in flight
+    int64_t written = 0, read = 0;
+    BusyTime write_busy, read_busy;
+    int64_t written_at_measure = 0;  // the last time that its speed was told to the space
+    double busy_at_measure = 0;
   };
 
-  TierState(std::shared_ptr<SpillSpace> space, bool checksum);
+  TierState(std::shared_ptr<SpillSpace> space, const SpillOptions& options);
 
   std::optional<Failure> objection(const std::vector<IoPiece>& pieces) const;
   uint64_t enqueue(std::unique_ptr<Transfer>& transfer);
   IoSource::Next next(Lane& lane, IoRequest& request) noexcept;
-  void completed(const IoRequest& request, int error) noexcept;
+  void completed(Lane& lane, const IoRequest& request, int error) noexcept;
 
   std::deque<uint64_t>& line_of(Lane& lane, TransferKind kind) noexcept;
   Transfer* front_locked(Lane& lane) noexcept;
@@ -146,6 +153,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
   void segment_failed_locked(Transfer& transfer, uint32_t index, int error) noexcept;
   void wait_again_locked(Transfer& transfer, uint32_t index) noexcept;
   void fail_locked(Transfer& transfer, Failure failure) noexcept;
+  void measure_locked(Lane& lane) noexcept;
   void finish(std::unique_lock<std::mutex>& lock, Transfer& transfer) noexcept;
   void withdraw_locked(Transfer& transfer) noexcept;
   /// Wakes lanes that sleep; unlocks.
@@ -168,6 +176,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
   int64_t written_ = 0;
   int64_t read_ = 0;
   int64_t errors_ = 0;
+  WriteAllowance allowance_;
   BusyTime write_busy_;
   BusyTime read_busy_;
 };

@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "own_mounts.h"
+
 namespace ebbtide::nvme {
 
 /// An empty folder, removed with all that is in it.
@@ -41,8 +43,8 @@ class Folder {
 
   /// A tmpfs of this size over the folder. False: this process may not mount.
   bool mount_tmpfs(const std::string& size) {
-    mounted_ = ::mount("tmpfs", path_.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, ("size=" + size).c_str()) == 0;
-    return mounted_;
+    errno = mount_here("tmpfs", path_, "tmpfs", "size=" + size);
+    return mounted_ = errno == 0;
   }
 
  private:

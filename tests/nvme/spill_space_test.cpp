@@ -106,6 +106,72 @@ TEST(SpillSpace, AFullFolderLeavesTheWorkToTheOther) {
   }
 }
 
+TEST(SpillSpace, FasterFoldersGetMore) {
+  Folder a, b;
+  auto space = open_space({a.path(), b.path()}, MiB(512));
+  space->note_speed(0, 3e9);
+  EXPECT_NEAR(space->shares()[0], 0.5, 0.01) << "the other's speed is not known yet, and they are equally large";
+  space->note_speed(1, 1e9);
+  EXPECT_NEAR(space->shares()[0], 0.75, 1e-9);
+  uint64_t first = 0, all = 0;
+  for (int i = 0; i < 100; ++i) {  // of one chunk and of several
+    const auto item = space->allocate(((i % 4) + 1) << 20).value();
+    for (const PlacedExtent& placed : item) {
+      all += placed.extent.bytes;
+      if (placed.file == 0) first += placed.extent.bytes;
+    }
+    ASSERT_NEAR(static_cast<double>(first), 0.75 * static_cast<double>(all), 2 << 20) << "item " << i;
+  }
+  space->note_speed(0, 0);  // hangs, and is asked less and less
+  for (int i = 0; i < 20; ++i) space->note_speed(0, 1);
+  EXPECT_NEAR(space->shares()[0], 1.0 / 33, 1e-9);
+  EXPECT_GT(bytes_of(space->allocate(64 << 20).value()), 0u);
+}
+
+TEST(SpillSpace, LargerFoldersGetMoreUntilTheirSpeedIsKnown) {
+  Folder large, small;
+  if (!large.mount_tmpfs("60m") || !small.mount_tmpfs("20m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  auto space = open_space({large.path(), small.path()}, MiB(64));
+  EXPECT_NEAR(space->shares()[0], 0.75, 0.02);
+}
+
+/// Room in the slow folder's file alone is no reason to write there: the fast one's file grows.
+TEST(SpillSpace, ByItsShareAFileGrowsThoughAnotherHasRoom) {
+  Folder a, b;
+  auto space = open_space({a.path(), b.path()}, MiB(640));
+  space->release(space->allocate(64 << 20).value());
+  space->note_speed(0, 31e9);
+  space->note_speed(1, 1e9);
+  uint64_t first = 0;
+  for (int i = 0; i < 8; ++i) {
+    for (const PlacedExtent& placed : space->allocate(16 << 20).value())
+      if (placed.file == 0) first += placed.extent.bytes;
+  }
+  EXPECT_GE(first, uint64_t{123} << 20);
+}
+
+TEST(SpillSpace, LeavesTheReserveToOthers) {
+  Folder folder;
+  if (!folder.mount_tmpfs("20m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  SpillOptions options;
+  options.folders = {folder.path()};
+  options.budget = GiB(1);
+  options.reserve = MiB(8);
+  auto space = SpillSpace::open(options).value();
+  uint64_t got = 0;
+  for (;;) {
+    auto item = space->allocate(1 << 20);
+    if (!item) {
+      EXPECT_EQ(item.failure().code, FailureCode::kNoSpace);
+      EXPECT_NE(item.failure().message.find("left free for others"), std::string::npos) << item.failure().message;
+      break;
+    }
+    got += bytes_of(item.value());
+  }
+  EXPECT_GE(got, uint64_t{11} << 20);
+  EXPECT_LE(got, uint64_t{12} << 20);
+}
+
 TEST(SpillSpace, DefaultBudgetIsMostOfTheFreeSpace) {
   Folder folder;
   if (!folder.mount_tmpfs("20m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);

@@ -112,6 +112,25 @@ TEST_F(SpillTierFailure, OverTheBudgetIsSaidAtOnce) {
   EXPECT_EQ(refused.failure().code, FailureCode::kNoSpace);
 }
 
+TEST_F(SpillTierFailure, NoMoreIsWrittenInADayThanIsAllowed) {
+  close();
+  SpillOptions options;
+  options.folders = {folder_.path()};
+  options.budget = MiB(64);
+  options.most_written_a_day = MiB(5);
+  tier_ = open_by_hand(queue_, options);
+  Memory memory(2 << 20, 1);
+  write_one(1, memory);  // dies at once: what counts is what was written, not what rests
+  write_one(2, memory);
+  const auto refused = tier_->write(3, memory.piece(), [](auto) { FAIL() << "refused, so never called"; });
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.failure().code, FailureCode::kNoSpace);
+  EXPECT_NE(refused.failure().message.find("24 hours"), std::string::npos) << refused.failure().message;
+  EXPECT_EQ(tier_->stats().bytes, Bytes(0));
+  Memory small(1 << 20, 2);
+  EXPECT_TRUE(write_one(4, small));
+}
+
 TEST_F(SpillTierFailure, AReadErrorIsTriedAgain) {
   Memory memory(2 << 20, 1), into(2 << 20);
   const SpilledItem item = write_one(1, memory);

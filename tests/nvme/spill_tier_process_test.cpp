@@ -15,6 +15,9 @@
 
 #include <csignal>
 
+#include "child.h"
+#include "tests/support/eventually.h"
+
 #ifdef __SANITIZE_THREAD__
 // These tests start threads in forked children, which the sanitizer can follow but refuses unless told.
 extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
@@ -24,26 +27,6 @@ extern "C" __attribute__((visibility("default"))) const char* __tsan_default_opt
 
 namespace ebbtide::nvme {
 namespace {
-
-/// Runs `body` in a child of its own; its result is the child's exit status. The child never returns into the test
-/// runner.
-template <class Body>
-int in_child(Body body) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    int status = 99;
-    try {
-      status = body();
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "child: %s\n", error.what());
-    }
-    ::_exit(status);
-  }
-  int status = 0;
-  EXPECT_EQ(::waitpid(child, &status, 0), child);
-  EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
 
 /// From now on this system call fails with `error`, in this process.
 bool forbid(long call, int error) {
@@ -126,40 +109,93 @@ TEST(SpillTierProcess, AForkedChildIsRefusedAndHarmsNothing) {
   EXPECT_TRUE(in == out);
 }
 
-TEST(SpillTierProcess, AKilledProcessLeavesNoFileAndNoBytes) {
+uint64_t free_blocks(const Folder& folder) {
+  struct statvfs status {};
+  EXPECT_EQ(::statvfs(folder.path().c_str(), &status), 0);
+  return status.f_bfree;
+}
+
+/// A child that writes, reads and drops items until it is killed, and says at `ready` when the first one rests.
+[[noreturn]] void spill_for_ever(const Folder& folder, int ready) {
+  auto tier = SpillTier::open(options_for(folder));
+  if (!tier) ::_exit(1);
+  std::vector<SpilledItem> items;
+  for (uint64_t i = 0;; ++i) {
+    Memory memory((1 + i % 7) << 19, i), in(memory.bytes());
+    items.push_back(write_now(*tier.value(), i, memory.piece()));
+    if (i == 0 && ::write(ready, "y", 1) != 1) ::_exit(1);
+    if (!read_now(*tier.value(), items.back(), in.piece()) || !(in == memory)) ::_exit(2);
+    if (items.size() > 8) items.erase(items.begin() + static_cast<long>(i % items.size()));
+  }
+}
+
+TEST(SpillTierProcess, KilledAtAnyMomentItLeavesNothing) {
   Folder folder;
   if (!folder.mount_tmpfs("64m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
-  const auto free_blocks = [&] {
-    struct statvfs status {};
-    EXPECT_EQ(::statvfs(folder.path().c_str(), &status), 0);
-    return status.f_bfree;
-  };
-  const auto before = free_blocks();
+  const uint64_t before = free_blocks(folder);
+  std::mt19937_64 random(1);
+  const int kills = std::getenv("EBBTIDE_LONG") != nullptr ? 100 : 20;
+  for (int kill = 0; kill < kills; ++kill) {
+    int ready[2];
+    ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+    const pid_t child = ::fork();
+    if (child == 0) spill_for_ever(folder, ready[1]);
+    ::close(ready[1]);  // a child that dies early is an end of file here, and not a wait for ever
+    char ok = 0;
+    EXPECT_EQ(::read(ready[0], &ok, 1), 1);
+    ::close(ready[0]);
+    EXPECT_LT(free_blocks(folder), before);
+    EXPECT_TRUE(folder.empty());
+    ::usleep(static_cast<useconds_t>(random() % 50'000));  // not waiting for anything: any moment is the right one
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status)) << "it ended by itself, with " << WEXITSTATUS(status);
+    EXPECT_TRUE(folder.empty());
+    // The kernel takes a dead process's ring apart, and with it the file, a moment after the process is reaped.
+    EXPECT_TRUE(test::eventually([&] { return free_blocks(folder) == before; })) << "kill " << kill;
+  }
+}
+
+TEST(SpillTierProcess, ANeighboursDeathGivesItsRoomBack) {
+  Folder folder;
+  if (!folder.mount_tmpfs("24m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
   int ready[2];
   ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
+  const pid_t neighbour = ::fork();
+  if (neighbour == 0) {
     auto tier = SpillTier::open(options_for(folder));
-    Memory memory(16 << 20, 1);
-    const SpilledItem item = tier ? write_now(*tier.value(), 1, memory.piece()) : SpilledItem();
-    const char ok = item ? 'y' : 'n';
-    if (::write(ready[1], &ok, 1) != 1) ::_exit(1);
+    Memory memory(4 << 20, 1);
+    std::vector<SpilledItem> items;
+    while (tier) {
+      Written written;
+      if (!tier.value()->write(items.size(), memory.piece(), written.done())) break;
+      items.push_back(std::move(written.get()).value());
+    }
+    if (::write(ready[1], "y", 1) != 1) ::_exit(1);
     for (;;) ::pause();
   }
-  ::close(ready[1]);  // a child that dies early is an end of file here, and not a wait for ever
+  ::close(ready[1]);
   char ok = 0;
-  EXPECT_EQ(::read(ready[0], &ok, 1), 1);
-  EXPECT_EQ(ok, 'y');
-  EXPECT_TRUE(folder.empty());
-  EXPECT_LT(free_blocks(), before);
-  ASSERT_EQ(::kill(child, SIGKILL), 0);
-  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
-  EXPECT_TRUE(folder.empty());
-  // The kernel takes a dead process's ring apart, and with it the file, a moment after the process is reaped.
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  while (free_blocks() != before && std::chrono::steady_clock::now() < until) ::sched_yield();
-  EXPECT_EQ(free_blocks(), before);
+  ASSERT_EQ(::read(ready[0], &ok, 1), 1);
   ::close(ready[0]);
+  auto tier = SpillTier::open(options_for(folder));
+  ASSERT_TRUE(tier) << tier.failure().message;
+  Memory memory(4 << 20, 2), in(4 << 20);
+  const auto refused = tier.value()->write(1, memory.piece(), [](auto) { FAIL() << "refused, so never called"; });
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.failure().code, FailureCode::kNoSpace);
+  ASSERT_EQ(::kill(neighbour, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(neighbour, nullptr, 0), neighbour);
+  SpilledItem item;
+  EXPECT_TRUE(test::eventually([&] {
+    Written written;
+    const auto id = tier.value()->write(2, memory.piece(), written.done());
+    if (id) item = std::move(written.get()).value();
+    return id.ok();
+  }));
+  EXPECT_TRUE(read_now(*tier.value(), item, in.piece()));
+  EXPECT_TRUE(in == memory);
 }
 
 TEST(SpillTierProcess, TwoProcessesShareAFolder) {
