@@ -42,6 +42,11 @@ bool aligned(const Operand& operand) {
   return !operand.record || operand.view.remainder() == 0;
 }
 
+/// Not of a parameter that FSDP2 has freed: its storage was made smaller behind it.
+bool has_its_bytes(const at::Tensor& tensor) {
+  return ViewOfStorage::end_of(tensor).count() <= static_cast<int64_t>(tensor.storage().nbytes());
+}
+
 bool is_number(const at::Tensor& tensor) {
   return tensor.defined() && tensor.unsafeGetTensorImpl()->is_wrapped_number();
 }
@@ -163,7 +168,7 @@ class RecipeSearch::Level final : public Ingredients {
 
   /// A small tensor may change before the redo: the recipe reads a copy.
   bool copy(const at::Tensor& tensor, Operand& operand) {
-    if (!is_plain(tensor) || tensor.device() != device_ || tensor.is_complex()) return false;
+    if (!is_plain(tensor) || tensor.device() != device_ || tensor.is_complex() || !has_its_bytes(tensor)) return false;
     const Bytes bytes(static_cast<int64_t>(tensor.nbytes()));
     if (bytes > search_.copies_left_) return false;
     if (row_.costly && ViewOfStorage(tensor).remainder() != 0) return false;
@@ -174,6 +179,7 @@ class RecipeSearch::Level final : public Ingredients {
 
   bool parameter(const at::Tensor& tensor, Operand& operand) const {
     if (!device_.is_cpu() || tensor.device() != device_ || !search_.book_.may_read(tensor)) return false;
+    if (!has_its_bytes(tensor)) return false;
     operand.parameter = tensor.storage();
     operand.view = ViewOfStorage(tensor);
     operand.version = tensor.unsafeGetTensorImpl()->version_counter();

@@ -6,6 +6,20 @@ import torch
 from torch import nn
 
 MIN_BYTES = 4096  # the smallest a store moves: the models here are small
+SIZE = 4096  # floats: 16 KiB, over MIN_BYTES
+
+
+def leaf(seed=0, size=SIZE):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator).requires_grad_()
+
+
+def chain(x):
+    return ((x * 2).sin().exp().cos() * x.tanh()).sum()
+
+
+def gradient(function, *inputs, **options):
+    return torch.autograd.grad(function(*inputs), inputs, **options)
 
 
 class Square(torch.autograd.Function):
@@ -107,6 +121,15 @@ def assert_same_bits(run, reference):
     assert len(run) == len(reference)
     for index, (a, b) in enumerate(zip(run, reference)):
         assert same_bits(a, b), f"tensor {index} differs, shape {tuple(b.shape)}"
+
+
+def assert_as_plain(store, run):
+    """That `run(scope)`, with its forward under `scope`, returns with the store what it returns without, to the last bit; and that the store had something to do."""
+    before = store.stats()["saved"]["tensors"]
+    reference = run(contextlib.nullcontext())
+    assert_same_bits(run(contextlib.nullcontext()), reference)  # else "the same as plain" would mean nothing
+    assert_same_bits(run(store), reference)
+    assert store.stats()["saved"]["tensors"] > before
 
 
 def saved_bytes(model, x):

@@ -8,34 +8,7 @@ import pytest
 import torch
 
 import ebbtide
-from support import MIN_BYTES, Square, assert_same_bits, build
-
-SIZE = 4096  # floats: 16 KiB, over MIN_BYTES
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = ebbtide.Store(device_budget=0, spill_to=tmp_path, min_bytes=MIN_BYTES)
-    yield store
-    gc.collect()
-    stats = store.stats()
-    assert stats["device"]["bytes"] == 0, "a record outlived its graph"
-    assert stats["handed_over"] == 0, "a tensor outlived its node"
-    store.close()  # a write that had begun frees its extent when it ends
-    assert store.stats()["spill"]["bytes"] == 0, "an extent outlived its record"
-
-
-def leaf(seed=0, size=SIZE):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, generator=generator).requires_grad_()
-
-
-def chain(x):
-    return ((x * 2).sin().exp().cos() * x.tanh()).sum()
-
-
-def gradient(function, *inputs, **options):
-    return torch.autograd.grad(function(*inputs), inputs, **options)
+from support import MIN_BYTES, SIZE, Square, assert_same_bits, build, chain, gradient, leaf
 
 
 def test_retain_graph(store):
