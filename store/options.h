@@ -42,7 +42,7 @@ struct EBBTIDE_API Options {
   std::vector<std::string> spill_to;
   /// None: 90% of the free space.
   std::optional<Bytes> spill_budget;
-  /// Smaller tensors stay. None: 64 KiB for CPU tensors, 1 MiB on accelerators. Never less than 4 KiB, the unit of the spill tier.
+  /// Smaller tensors stay. None: 64 KiB for CPU tensors, 1 MiB on accelerators. Under 4 KiB, the unit of the spill tier, little is gained.
   std::optional<Bytes> min_bytes;
   /// What an op made that is cheap to run again is not stored, where the budget needs the memory. None: true.
   std::optional<bool> recompute;

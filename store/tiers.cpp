@@ -15,8 +15,6 @@
 namespace ebbtide {
 namespace {
 
-/// The spill tier's unit: smaller records are not worth an extent.
-constexpr Bytes kLeastMinBytes = KiB(4);
 constexpr Bytes kDefaultMinBytes = KiB(64);
 constexpr Bytes kDefaultMinBytesOfDevices = MiB(1);
 /// One huge page. With less staging nothing is prefetched, and what is demanded comes back into memory of the system's.
@@ -73,8 +71,8 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options, std::shared_p
   const NumaNode node = core->host_node();
   core->host_.node = node;
   if (node != kAnyNode) check_node(core->topology(), node);
-  core->min_bytes_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytes));
-  core->min_bytes_of_devices_ = std::max(kLeastMinBytes, asked.min_bytes.value_or(kDefaultMinBytesOfDevices));
+  core->min_bytes_ = asked.min_bytes.value_or(kDefaultMinBytes);
+  core->min_bytes_of_devices_ = asked.min_bytes.value_or(kDefaultMinBytesOfDevices);
   const Bytes available = pinned_pool::Capacity().room().left;
   core->host_.budget = available - available / 16;
   if (asked.device_budget) {

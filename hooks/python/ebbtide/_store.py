@@ -39,7 +39,7 @@ class Store:
         on_full: "keep" or "raise" (default where a budget is given) when nothing has room.
         spill_to: a folder on a disk, or several, striped over.
         spill_budget: bytes on disk. Default: 90% of the free space.
-        min_bytes: smaller tensors stay. Default: 64 KiB; at least 4 KiB.
+        min_bytes: smaller tensors stay. Default: 64 KiB. Under 4 KiB, the unit of the spill tier, nothing is gained.
         recompute: what an op made that is cheap to run again (activation functions, norms, casts, pointwise products) is computed again where the budget
             needs its memory (default True).
         verify: compare each returned tensor with a fingerprint taken when it left.
