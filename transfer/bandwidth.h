@@ -31,6 +31,8 @@ class Bandwidth {
   /// Bytes a second for transfers of this size: the class's own mean, else that of the nearest class measured (the
   /// larger of two as near), else that of the other use; none before the first transfer.
   std::optional<double> bytes_per_second(Bytes bytes, LinkUse use) const noexcept;
+  /// Whether any transfer of this use was taken in.
+  bool measured(LinkUse use) const noexcept { return nearest(means_[static_cast<size_t>(use)], 0) > 0; }
 
  private:
   using Means = std::array<double, kClasses>;  // 0: not measured
