@@ -10,6 +10,9 @@
 namespace ebbtide::nvme {
 namespace {
 
+// After a demand read.
+constexpr int kFewWrites = 16;
+
 Failure closed() {
   return {FailureCode::kCancelled, 0, "The spill tier is closed."};
 }
@@ -169,7 +172,7 @@ Result<SpillTier::TransferId> TierState::write(uint64_t name, std::vector<IoPiec
     std::lock_guard lock(mutex_);
     if (!allowance_.take(item->bytes, Clock::now())) {
       return Failure{FailureCode::kNoSpace, 0,
-                     "What may be written in 24 hours has been: " +
+                     "What may be written in 24 hours (spill_daily_writes) has been: " +
                          to_string(Bytes(static_cast<int64_t>(allowance_.taken()))) + "."};
     }
   }
@@ -298,6 +301,9 @@ IoSource::Next TierState::next(Lane& lane, IoRequest& request) noexcept {
   const bool write = transfer->kind == TransferKind::kWrite;
   (write ? write_busy_ : read_busy_).begin();
   (write ? lane.write_busy : lane.read_busy).begin();
+  lane.writes_in_flight += write;
+  if (write && lane.few_writes > 0) --lane.few_writes;
+  if (transfer->kind == TransferKind::kDemand) lane.few_writes = kFewWrites;
   if (lane.in_flight++ == 0) lane.heard_at = Clock::now();
   const Segment& segment = transfer->segments[index];
   request = {write, segment.data, segment.bytes, segment.offset, transfer->id, index};
@@ -310,6 +316,8 @@ void TierState::completed(Lane& lane, const IoRequest& request, int error) noexc
   (request.write ? write_busy_ : read_busy_).end();
   (request.write ? lane.write_busy : lane.read_busy).end();
   --lane.in_flight;
+  lane.writes_in_flight -= request.write;
+  if (transfer.kind == TransferKind::kDemand) lane.few_writes = kFewWrites;
   lane.heard_at = Clock::now();
   if (error != 0) {
     segment_failed_locked(transfer, request.segment, error);
@@ -330,10 +338,12 @@ void TierState::completed(Lane& lane, const IoRequest& request, int error) noexc
 /// Now and then tells the space how fast a folder takes writes, which its share follows.
 void TierState::measure_locked(Lane& lane) noexcept {
   constexpr double kLongEnough = 0.25;  // seconds
-  const double busy = lane.write_busy.seconds();
-  if (lanes_.size() == 1 || busy - lane.busy_at_measure < kLongEnough) return;
-  space_->note_speed(lane.index,
-                     static_cast<double>(lane.written - lane.written_at_measure) / (busy - lane.busy_at_measure));
+  constexpr int64_t kMuchEnough = int64_t{8} << 20;
+  if (lanes_.size() == 1) return;
+  const double busy = lane.write_busy.seconds(), seconds = busy - lane.busy_at_measure;
+  const int64_t bytes = lane.written - lane.written_at_measure;
+  if (seconds <= 0 || (seconds < kLongEnough && bytes < kMuchEnough)) return;
+  space_->note_speed(lane.index, static_cast<double>(bytes) / seconds);
   lane.busy_at_measure = busy;
   lane.written_at_measure = lane.written;
 }
@@ -457,9 +467,16 @@ Transfer* TierState::front_locked(Lane& lane) noexcept {
   const std::deque<uint64_t>* line = &lane.demand;
   if (line->empty()) {
     lane.writes_turn = !lane.writes_turn;
-    line = lane.writes.empty() || (!lane.writes_turn && !lane.prefetches.empty()) ? &lane.prefetches : &lane.writes;
+    const bool write = !lane.writes.empty() && (lane.writes_turn || lane.prefetches.empty()) && may_write_locked(lane);
+    line = write ? &lane.writes : &lane.prefetches;
   }
   return line->empty() ? nullptr : transfers_.at(line->front()).get();
+}
+
+/// A demand read overtakes what waits, but not what the device has begun: while such reads come, and for kFewWrites
+/// after, the device has two writes at a time. When one ends, its thread asks for the next.
+bool TierState::may_write_locked(const Lane& lane) const noexcept {
+  return lane.few_writes == 0 || lane.writes_in_flight < 2;
 }
 
 void TierState::put_in_line_locked(Transfer& transfer) noexcept {

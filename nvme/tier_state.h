@@ -131,6 +131,8 @@ class TierState : public std::enable_shared_from_this<TierState> {
     bool writes_turn = false;                         // writes and prefetches take turns
     bool asleep = false;                              // next() said kNothing: wants to be notified
     int in_flight = 0;
+    int writes_in_flight = 0;
+    int few_writes = 0;          // so many to come go two at a time, since demand reads come
     Clock::time_point heard_at;  // when a request ended, or began where none was in flight
     int64_t written = 0, read = 0;
     BusyTime write_busy, read_busy;
@@ -147,6 +149,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
 
   std::deque<uint64_t>& line_of(Lane& lane, TransferKind kind) noexcept;
   Transfer* front_locked(Lane& lane) noexcept;
+  bool may_write_locked(const Lane& lane) const noexcept;
   void put_in_line_locked(Transfer& transfer) noexcept;
   void leave_lines_locked(Transfer& transfer) noexcept;
   void segment_arrived(std::unique_lock<std::mutex>& lock, Transfer& transfer, const Segment& segment) noexcept;

@@ -201,6 +201,66 @@ TEST_P(SpillTierDisk, AHungDeviceIsToldAndItsMemoryKept) {
   EXPECT_EQ(tier->stats().folders[0].silent_s, 0);
 }
 
+/// A control group of this test's, whose processes write to one disk at most so many bytes a second.
+class WriteLimit {
+ public:
+  WriteLimit(const std::string& device_number, int64_t bytes_per_second)
+      : group_("/sys/fs/cgroup/blkio/ebbtide-test-" + std::to_string(::getpid())) {
+    if (::mkdir(group_.c_str(), 0700) != 0) {
+      error_ = errno;
+      return;
+    }
+    made_ = true;
+    error_ = put("blkio.throttle.write_bps_device", device_number + " " + std::to_string(bytes_per_second));
+  }
+  WriteLimit(const WriteLimit&) = delete;
+  WriteLimit& operator=(const WriteLimit&) = delete;
+  ~WriteLimit() {
+    if (made_) ::rmdir(group_.c_str());
+  }
+  int error() const { return error_; }
+  /// Of the calling process. 0 or an errno.
+  int enter() const { return put("cgroup.procs", std::to_string(::getpid())); }
+
+ private:
+  int put(const std::string& file, const std::string& text) const {
+    const int fd = ::open((group_ + "/" + file).c_str(), O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    const int error = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0 : errno;
+    ::close(fd);
+    return error;
+  }
+  const std::string group_;
+  bool made_ = false;
+  int error_ = 0;
+};
+
+TEST_P(SpillTierDisk, AThrottledFolderGetsLess) {
+  Folder fast;
+  if (!make_disk()) GTEST_SKIP() << why_not_;
+  if (!fast.mount_tmpfs("64m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  const WriteLimit limit(disk_->device_number(), 8 << 20);
+  if (limit.error() != 0) GTEST_SKIP() << "no blkio control group (v1): " << std::strerror(limit.error());
+  const int status = in_child([&] {
+    if (limit.enter() != 0) return 77;
+    SpillOptions both = options(disk_->path(), MiB(64));
+    both.folders.push_back(fast.path());
+    both.reserve = Bytes(0);
+    auto tier = SpillTier::open(both);
+    if (!tier) return 1;
+    // Until both speeds are known, each gets its half; then nearly all goes to the other.
+    Memory memory(2 << 20, 1), in(2 << 20);
+    for (uint64_t i = 0; tier.value()->stats().folders[0].share > 0.2; ++i) {
+      if (i == 1000) return 2;
+      const SpilledItem item = write_now(*tier.value(), i, memory.piece());
+      if (!read_now(*tier.value(), item, in.piece()) || !(in == memory)) return 3;
+    }
+    return 0;
+  });
+  if (status == 77) GTEST_SKIP() << "cannot enter a control group";
+  EXPECT_EQ(status, 0);
+}
+
 TEST_P(SpillTierDisk, AFileSizeLimitLoweredLaterIsAFullDiskAndNoSignal) {
   const Folder folder;
   const int status = in_child([&] {
