@@ -94,7 +94,7 @@ struct OptionRow {
   bool (*unset)(const Options&);
 };
 
-constexpr std::array<OptionRow, 11> kOptions = {{
+constexpr std::array<OptionRow, 14> kOptions = {{
     {"device_budget",
      [](Options& o, std::string_view n, std::string_view v) { o.device_budget = budget_or_reject(n, v); },
      [](const Options& o) { return !o.device_budget; }},
@@ -106,6 +106,15 @@ constexpr std::array<OptionRow, 11> kOptions = {{
      [](const Options& o) { return o.spill_to.empty(); }},
     {"spill_budget", [](Options& o, std::string_view n, std::string_view v) { o.spill_budget = size_or_reject(n, v); },
      [](const Options& o) { return !o.spill_budget; }},
+    {"spill_reserve",
+     [](Options& o, std::string_view n, std::string_view v) { o.spill_reserve = size_or_reject(n, v); },
+     [](const Options& o) { return !o.spill_reserve; }},
+    {"spill_daily_writes",
+     [](Options& o, std::string_view n, std::string_view v) { o.spill_daily_writes = size_or_reject(n, v); },
+     [](const Options& o) { return !o.spill_daily_writes; }},
+    {"spill_endurance",
+     [](Options& o, std::string_view n, std::string_view v) { o.spill_endurance = size_or_reject(n, v); },
+     [](const Options& o) { return !o.spill_endurance; }},
     {"min_bytes", [](Options& o, std::string_view n, std::string_view v) { o.min_bytes = size_or_reject(n, v); },
      [](const Options& o) { return !o.min_bytes; }},
     {"recompute", [](Options& o, std::string_view n, std::string_view v) { o.recompute = flag_or_reject(n, v); },
@@ -204,6 +213,9 @@ Options resolve(Options options) {
   }
   check_not_negative("host_budget", options.host_budget);
   check_not_negative("spill_budget", options.spill_budget);
+  check_not_negative("spill_reserve", options.spill_reserve);
+  check_not_negative("spill_daily_writes", options.spill_daily_writes);
+  check_not_negative("spill_endurance", options.spill_endurance);
   check_not_negative("min_bytes", options.min_bytes);
   if (options.spill_budget && options.spill_to.empty())
     throw ConfigError("spill_budget is given but spill_to is not: name at least one folder to spill to");

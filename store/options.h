@@ -42,6 +42,12 @@ struct EBBTIDE_API Options {
   std::vector<std::string> spill_to;
   /// None: 90% of the free space.
   std::optional<Bytes> spill_budget;
+  /// Left free for others on each spill folder's file system. None: 1/32 of it, 1 GiB at most.
+  std::optional<Bytes> spill_reserve;
+  /// Written to spill folders in any 24 hours at most, since disks wear out. None: no limit.
+  std::optional<Bytes> spill_daily_writes;
+  /// What the spill folders' disks together are rated to take over their lives ("600TB"), for `stats` and `report`.
+  std::optional<Bytes> spill_endurance;
   /// Smaller tensors stay. None: 64 KiB for CPU tensors, 1 MiB on accelerators. Under 4 KiB, the unit of the spill tier, little is gained.
   std::optional<Bytes> min_bytes;
   /// What an op made that is cheap to run again is not stored, where the budget needs the memory. None: true.

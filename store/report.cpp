@@ -105,6 +105,13 @@ std::string link_line(const char* name, const LinkStats& link) {
               link.busy_s > 0 ? gib / link.busy_s : 0.0);
 }
 
+std::string rated_text(const WearStats& wear) {
+  if (wear.days_to_rated <= 0) return "";
+  std::array<char, 64> text{};
+  std::snprintf(text.data(), text.size(), ", spill_endurance in %.0f days", wear.days_to_rated);
+  return text.data();
+}
+
 }  // namespace
 
 std::string render_report(const Stats& stats, const PassStats& last_pass, const ReportContext& context) {
@@ -158,6 +165,8 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
     text += line("%-26s %12s %12s %14s", "disk", "bytes", "busy", "speed");
     text += link_line("written", stats.disk_write);
     text += link_line("read", stats.disk_read);
+    text += line("  written: %s a pass, %s a day at this pace%s", to_string(stats.wear.a_pass).c_str(),
+                 to_string(stats.wear.a_day).c_str(), rated_text(stats.wear).c_str());
   }
   if (!context.plan_file.empty()) text += frozen_text(stats, context);
   if (!context.plan.empty() && stats.predicted_step_s > 0) text += plan_text(stats, context.plan);

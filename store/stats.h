@@ -57,6 +57,13 @@ struct Waits {
   }
 };
 
+/// What spilling takes from the lives of disks.
+struct WearStats {
+  Bytes a_pass;              ///< written, over all passes so far
+  Bytes a_day;               ///< as it would be at the pace since the store was opened
+  double days_to_rated = 0;  ///< until `spill_endurance` has been written at this pace; 0: that is not known
+};
+
 /// Cumulative over the store's life unless said otherwise.
 struct Stats {
   TierStats device;  ///< saved tensors held where they were computed (CPU tensors: in host memory), all devices
@@ -88,6 +95,7 @@ struct Stats {
   std::map<std::string, Waits> returns_waited_for;  ///< those of "return", by the op that made what was waited for
   double recompute_s = 0;
   LinkStats d2h, h2d, disk_write, disk_read;
+  WearStats wear;
 
   // Alive, and not in the budget. All devices; the peaks are each device's, summed.
   Bytes handed_over, handed_over_peak;                    ///< returned by unpack to who holds it still

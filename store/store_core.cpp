@@ -397,11 +397,13 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
   lock.lock();
   try {
     while (!done()) {
-      if (changed_.wait_for(lock, std::chrono::milliseconds(100)) == std::cv_status::timeout && waiter) {
-        lock.unlock();
-        waiter->check();
-        lock.lock();
-      }
+      if (changed_.wait_for(lock, std::chrono::milliseconds(100)) != std::cv_status::timeout) continue;
+      const bool warned = warn_of_silence_locked();
+      if (!warned && !waiter) continue;
+      lock.unlock();
+      if (warned) deliver_warnings();  // the wait may be a long one
+      if (waiter) waiter->check();
+      lock.lock();
     }
   } catch (...) {
     waiter->resume(released);  // only check() throws, and it runs without the lock
@@ -424,6 +426,21 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
     stalled->log_.pause(seconds);
   }
   return seconds;
+}
+
+/// Of a disk that hangs: what it was given stays its, so all that can be done is to say so. True: there is something new
+/// to say.
+bool StoreCore::warn_of_silence_locked() {
+  constexpr double kTooLong = 10;  // seconds
+  if (!spill_) return false;
+  const size_t before = warnings_.size();
+  for (const SpillFolderStats& folder : spill_->stats().folders) {
+    if (folder.silent_s < kTooLong) continue;
+    warn_once_locked("silent " + folder.folder, "the disk of " + folder.folder + " has not answered for " +
+                                                    std::to_string(static_cast<int>(folder.silent_s)) +
+                                                    " s; a saved tensor is waited for");
+  }
+  return warnings_.size() > before;
 }
 
 void StoreCore::warn_once_locked(const std::string& key, std::string text) {

@@ -345,6 +345,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Resident* pick_victim_locked(DeviceTier& tier) noexcept;
   void end_pass_locked(Pass& pass) noexcept;
   void note_saved_locked(DeviceTier& tier, Bytes saved) noexcept;
+  bool warn_of_silence_locked();
   void warn_once_locked(const std::string& key, std::string text);
   void deliver_warnings();
   enum class StallCause { kRoom, kHostRoom, kCopies, kReturn, kClose };
@@ -376,7 +377,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::once_flag host_tier_opened_;
   Bytes staging_budget_;
   std::unique_ptr<PinnedPool> pool_;
-  std::unique_ptr<SpillTier> spill_;       // null without a folder
+  std::unique_ptr<SpillTier> spill_;  // null without a folder
+  const std::chrono::steady_clock::time_point opened_at_ = std::chrono::steady_clock::now();
   Bytes host_budget_;                      // of the host tier: what accelerators' records lie in
   std::unique_ptr<PinnedPool> host_pool_;  // null without an accelerator
   std::shared_ptr<HostRegistrar> host_registrar_;

@@ -57,6 +57,16 @@ void check_node(const Topology* topology, NumaNode node) {
                     "there is no such NUMA node with memory and cores that this process may use; there are:" + known);
 }
 
+/// As WearStats says. `seconds`: in which it was written.
+WearStats wear_of(Bytes written, int64_t passes, double seconds, std::optional<Bytes> endurance) {
+  constexpr double kDay = 24 * 60 * 60;
+  const auto bytes = static_cast<double>(written.count());
+  if (bytes == 0 || seconds <= 0) return {};
+  const double a_day = bytes / seconds * kDay;
+  return {Bytes(written.count() / std::max<int64_t>(passes, 1)), Bytes(static_cast<int64_t>(a_day)),
+          endurance ? static_cast<double>(endurance->count()) / a_day : 0};
+}
+
 }  // namespace
 
 StoreCore::StoreCore(Options options, std::shared_ptr<const Topology> machine)
@@ -86,6 +96,8 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options, std::shared_p
     SpillOptions spill;
     spill.folders = asked.spill_to;
     spill.budget = asked.spill_budget;
+    spill.reserve = asked.spill_reserve;
+    spill.most_written_a_day = asked.spill_daily_writes;
     spill.checksum = asked.checksum.value_or(true);
     const NearNode near(node == kAnyNode ? nullptr : core->topology(), node);  // the tier's threads inherit
     auto tier = SpillTier::open(std::move(spill));
@@ -285,6 +297,8 @@ Stats StoreCore::stats() const {
     stats.spill = {spill.bytes, spill.peak_bytes, spill.budget};
     stats.disk_write = {spill.written, spill.write_busy_s};
     stats.disk_read = {spill.read, spill.read_busy_s};
+    const std::chrono::duration<double> open_for = std::chrono::steady_clock::now() - opened_at_;
+    stats.wear = wear_of(spill.written, stats.passes, open_for.count(), options_.spill_endurance);
   }
   return stats;
 }

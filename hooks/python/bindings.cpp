@@ -117,6 +117,9 @@ py::dict to_dict(const Stats& stats) {
   result["h2d"] = to_dict(stats.h2d);
   result["disk_write"] = to_dict(stats.disk_write);
   result["disk_read"] = to_dict(stats.disk_read);
+  result["wear"] = py::dict(py::arg("bytes_a_pass") = stats.wear.a_pass.count(),
+                            py::arg("bytes_a_day") = stats.wear.a_day.count(),
+                            py::arg("days_to_rated") = stats.wear.days_to_rated);
   result["handed_over"] = stats.handed_over.count();
   result["handed_over_peak"] = stats.handed_over_peak.count();
   result["referenced_elsewhere"] = stats.referenced_elsewhere.count();

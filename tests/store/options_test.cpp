@@ -102,6 +102,11 @@ TEST(Resolve, RefusesContradictions) {
   Options options;
   options.spill_budget = GiB(1);
   EXPECT_THROW((void)resolve(options), ConfigError);
+  for (auto option : {&Options::spill_reserve, &Options::spill_daily_writes, &Options::spill_endurance}) {
+    options = {};
+    options.*option = Bytes(-1);
+    EXPECT_THROW((void)resolve(options), ConfigError);
+  }
   options = {};
   options.host_budget = Bytes(-1);
   EXPECT_THROW((void)resolve(options), ConfigError);

@@ -53,6 +53,15 @@ TEST(Report, NamesTheNodeThatHadMoreThanTheBudget) {
                         "over device_budget (100 MiB).\n"));
 }
 
+TEST(Report, SaysWhatDisksAreWornBy) {
+  Stats stats;
+  stats.disk_write = {GiB(4), 2.0};
+  stats.wear = {GiB(2), TiB(3), 0};
+  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("written: 2 GiB a pass, 3 TiB a day at this pace\n"));
+  stats.wear.days_to_rated = 199.6;
+  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("at this pace, spill_endurance in 200 days\n"));
+}
+
 TEST(Report, SaysWhatIsAliveAndInNoBudget) {
   Stats stats;
   EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("in no budget")));

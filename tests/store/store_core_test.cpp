@@ -265,6 +265,30 @@ TEST_F(StoreCoreTest, AFullSpillTierRaisesAndNamesIt) {
   for (int i : {1, 0}) EXPECT_EQ(copy(*unpack(*core, *run.records[i])), run.bytes[i]);
 }
 
+TEST_F(StoreCoreTest, OverADaysWritesItRaisesAndNamesThem) {
+  Options little = options(Bytes(0));
+  little.spill_daily_writes = KiB(300);
+  auto core = StoreCore::open(little);
+  core->set_warning_handler([](const std::string&) {});
+  EXPECT_THAT([&] { forward(*core, 8); }, ThrowsMessage<OutOfBudget>(HasSubstr("spill_daily_writes")));
+}
+
+TEST_F(StoreCoreTest, TellsWhatDisksAreWornBy) {
+  Options rated = options(Bytes(0));
+  rated.spill_endurance = TiB(1);
+  auto core = StoreCore::open(rated);
+  EXPECT_EQ(core->stats().wear.a_day, Bytes(0));
+  {
+    Forward run = forward(*core, 4);
+    for (int i : {3, 2, 1, 0}) EXPECT_EQ(copy(*unpack(*core, *run.records[i])), run.bytes[i]);
+  }
+  const Stats stats = core->stats();
+  EXPECT_GT(stats.wear.a_day, stats.disk_write.bytes) << "in less than a day";
+  EXPECT_NEAR(stats.wear.days_to_rated * static_cast<double>(stats.wear.a_day.count()),
+              static_cast<double>(TiB(1).count()), 1e6);
+  EXPECT_GT(stats.wear.a_pass, Bytes(0));
+}
+
 TEST_F(StoreCoreTest, ARecordMayDieInAnyState) {
   auto core = StoreCore::open(options(KiB(128)));
   for (int round = 0; round < 20; ++round) {
