@@ -11,7 +11,8 @@ cd "$root"
 torch_version=2.11.0
 packages=(g++ make cmake ninja-build pkg-config ccache binutils ca-certificates python3-venv python3-dev liburing-dev libhwloc-dev
   libhwloc-plugins # reads the topologies of other machines that tests bring
-  libxxhash-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev libbenchmark-dev)
+  libxxhash-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev libbenchmark-dev
+  fio) # the measure of bench/run.sh nvme
 
 exec 3>&1 1>&2 # progress goes to stderr; stdout (3) is for the answer alone
 

@@ -20,6 +20,7 @@ from row import Row
 PARTS = {
     "demo": "part_demo",
     "hooks": "hooks_bench",
+    "nvme": "nvme_bench",
     "planner": "planner_bench",
     "policy": "policy_bench",
     "pool": "pool_bench",
