@@ -63,7 +63,7 @@ EXEMPT = (
         (
             "wait(lock, nullptr, StallCause::kClose, nullptr, [&] { return !under_way(); });",
             "double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,",
-            "if (changed_.wait_for(lock, std::chrono::milliseconds(100)) == std::cv_status::timeout && waiter) {",
+            "if (changed_.wait_for(lock, std::chrono::milliseconds(100)) != std::cv_status::timeout) continue;",
         ),
     ),
     (
@@ -116,7 +116,7 @@ EXEMPT = (
     (
         "The memory itself.",
         "store/host_copy.cpp",
-        ("copy->block_ = std::move(block).value();", "copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, whole_size)), std::free};"),
+        ("copy->block_ = std::move(block).value();", "copy->heap_ = {static_cast<std::byte*>(std::aligned_alloc(page, whole_size)), std::free};"),
     ),
     (
         "The memory itself.",
