@@ -106,6 +106,10 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
 std::shared_ptr<TorchRecipe> RecipeBook::of_bits(const Packed& packed) const {
   const at::Tensor& tensor = packed.tensor;
   if (!tensor.device().is_cpu() || tensor.storage().nbytes() % tensor.element_size() != 0) return nullptr;
+  // Torch's rrelu packs its noise before its kernel writes it, and tells no version. Written by now are an op's result,
+  // a mask, and what an in-place op has filled, such as the noise of a dropout.
+  if (!tensor.grad_fn() && tensor.scalar_type() != at::kBool && packed.version == 0) return nullptr;
+  const RedoEnvironment environment(tensor.device(), at::get_num_threads());
   const at::Tensor all = all_of(tensor.storage(), tensor.scalar_type());
   std::optional<Step> step = as_bits(all);
   return step ? std::make_shared<TorchRecipe>(std::move(*step), all, packed.origin, cache_) : nullptr;

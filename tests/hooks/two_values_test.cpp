@@ -60,7 +60,7 @@ at::Tensor masked(const at::Tensor& x) {
 }
 /// What is saved is a view that does not fill the storage.
 at::Tensor masked_by_rows(const at::Tensor& x) {
-  const at::Tensor mask = leaf(7, x.numel()).detach().gt(0).to(at::kFloat).view({256, 256});
+  const at::Tensor mask = leaf(7, x.numel()).detach().gt(0).view({256, 256});
   return x.view({256, 256}).narrow(0, 0, 200) * mask.narrow(0, 0, 200);
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ebbtide
-from support import MIN_BYTES, SIZE, Square, assert_same_bits, build, chain, gradient, leaf
+from support import MIN_BYTES, SIZE, Square, assert_as_plain, assert_same_bits, build, chain, gradient, leaf
 
 
 def test_retain_graph(store):
@@ -461,6 +461,20 @@ def test_special_kinds_pass_through(store):
     reasons = store.stats()["passed_through_reasons"]
     assert any("sparse" in reason for reason in reasons)
     assert "nested" in reasons
+
+
+def test_what_an_op_packs_before_it_writes_it(store):
+    """The noise of rrelu: when it is packed, of this size, memory fresh from the system, all zeros."""
+
+    def run(scope):
+        x = leaf(21, 1 << 24)
+        torch.manual_seed(0)
+        with scope:
+            y = torch.nn.functional.rrelu(x * 2, training=True).sum()
+        y.backward()
+        return [x.grad]
+
+    assert_as_plain(store, run)
 
 
 def test_custom_function_saves_its_result(store):
