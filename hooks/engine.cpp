@@ -5,6 +5,7 @@
 #include <ebbtide/hooks/scope.h>
 
 #include <ATen/SavedTensorHooks.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
@@ -22,6 +23,13 @@ namespace {
 using torch::autograd::Engine;
 
 std::atomic<bool> forked{false};
+
+/// Under make_fx, which knows tensors by their identity: one that came back from a store would be a constant to it.
+bool traced_by_proxies() {
+  using c10::impl::TorchDispatchModeTLS;
+  return TorchDispatchModeTLS::any_modes_set() &&
+         TorchDispatchModeTLS::get_mode(c10::impl::TorchDispatchModeKey::PROXY).has_value();
+}
 
 /// The stores that were used, and what a fork under way holds of them. Leaked: forks come at any time.
 struct ForkGuard {
@@ -81,7 +89,7 @@ class StoreEngine final : public Engine {
     if (scope == nullptr || forked.load(std::memory_order_relaxed) || !scope->core()->accepts_packs())
       return wrapped_.get_default_saved_variable_hooks();
     const auto& python = at::SavedTensorDefaultHooks::get_tls_state();
-    if (python.is_tracing) {
+    if (python.is_tracing || traced_by_proxies()) {
       scope->core()->note_passed_through("while tracing", Bytes(0));
       return wrapped_.get_default_saved_variable_hooks();
     }
