@@ -35,6 +35,13 @@ bool destroy_jemalloc_arena(unsigned index) {
 
 }  // namespace
 
+std::string jemalloc_version() {
+  const char* version = nullptr;
+  size_t bytes = sizeof version;
+  if (ebbtide_je_mallctl("version", &version, &bytes, nullptr, 0) != 0) return "unknown";
+  return version;
+}
+
 /// What jemalloc calls back, under its locks.
 struct Arena::Hooks : extent_hooks_t {
   Arena* arena = nullptr;

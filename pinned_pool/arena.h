@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <string>
 
 namespace ebbtide::pinned_pool {
 
@@ -20,6 +21,9 @@ struct NumberedSlab {
   Slab slab;
   uint32_t number = 0;
 };
+
+/// Of the private one.
+std::string jemalloc_version();
 
 /// Allocates inside slabs of one size on one node, all pushed in from outside: it maps nothing itself, but for what
 /// jemalloc needs for its own metadata.

@@ -52,7 +52,7 @@ std::optional<int64_t> value_of(const std::string& path, std::string_view key) {
 
 Room bounded(int64_t left, int64_t limit, std::string where) {
   const int64_t reserve = std::clamp(limit / 32, MiB(16).count(), GiB(1).count());
-  return Room{Bytes(std::max<int64_t>(left - reserve, 0)), Bytes(reserve), std::move(where)};
+  return Room{Bytes(std::max<int64_t>(left - reserve, 0)), Bytes(reserve), std::move(where), Bytes(limit)};
 }
 
 /// mountinfo writes blanks in paths as \040 and the like.
@@ -147,24 +147,28 @@ std::optional<Room> cgroup_room(const std::string& root, const std::string& fold
 }  // namespace
 
 Room Capacity::room() const {
-  Room tightest{Bytes(kUnbounded), Bytes(0), "no bound that can be read"};
-  const auto take = [&tightest](Room room) {
+  Room tightest{Bytes(kUnbounded), Bytes(0), "no bound that can be read", Bytes(kUnbounded)};
+  for (Room& room : bounds())
     if (room.left < tightest.left) tightest = std::move(room);
-  };
+  return tightest;
+}
+
+std::vector<Room> Capacity::bounds() const {
+  std::vector<Room> found;
   const std::string meminfo = root_ + "/proc/meminfo";
   if (const auto available = value_of(meminfo, "MemAvailable:")) {
     const int64_t total = value_of(meminfo, "MemTotal:").value_or(*available);
-    take(bounded(*available * 1024, total * 1024, "/proc/meminfo's MemAvailable"));
+    found.push_back(bounded(*available * 1024, total * 1024, "/proc/meminfo's MemAvailable"));
   }
   for (const Hierarchy& hierarchy : hierarchies(root_)) {
     std::string path = hierarchy.path;
     while (true) {
-      if (auto room = cgroup_room(root_, hierarchy.mount + path, hierarchy.v2)) take(*std::move(room));
+      if (auto room = cgroup_room(root_, hierarchy.mount + path, hierarchy.v2)) found.push_back(*std::move(room));
       if (path.empty()) break;
       path.resize(path.rfind('/'));
     }
   }
-  return tightest;
+  return found;
 }
 
 Room Capacity::room_on(NumaNode node) const {
@@ -174,7 +178,7 @@ Room Capacity::room_on(NumaNode node) const {
   const std::string key = "Node " + number + " ";
   const auto free = value_of(meminfo, key + "MemFree:");
   const auto total = value_of(meminfo, key + "MemTotal:");
-  if (!free || !total) return Room{Bytes(kUnbounded), Bytes(0), "no bound that can be read"};
+  if (!free || !total) return Room{Bytes(kUnbounded), Bytes(0), "no bound that can be read", Bytes(kUnbounded)};
   const int64_t cache = value_of(meminfo, key + "Inactive(file):").value_or(0);
   return bounded((*free + cache) * 1024, *total * 1024, folder);
 }

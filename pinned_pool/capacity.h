@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/numa_node.h>
 
 #include <string>
+#include <vector>
 
 namespace ebbtide::pinned_pool {
 
@@ -13,6 +14,7 @@ struct Room {
   Bytes left;         ///< after the reserve; never negative
   Bytes reserve;      ///< held back for everybody else under the same bound
   std::string where;  ///< what bounds it: a cgroup's or node's folder, or "/proc/meminfo's MemAvailable"
+  Bytes limit;        ///< that left is of; the machine's or node's memory
 };
 
 /// Reads bounds from /proc and /sys each time it is asked, since other processes take memory too.
@@ -26,6 +28,8 @@ class Capacity {
   /// inactive_file), less a reserve of limit/32 between 16 MiB and 1 GiB. File cache that nobody uses is counted as
   /// free: the kernel drops it before it kills.
   Room room() const;
+  /// All of these bounds, the machine's own first.
+  std::vector<Room> bounds() const;
 
   /// The same for one NUMA node. Memory bound strictly to a full node gets the process killed while other nodes have
   /// room.

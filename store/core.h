@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/store/doctor.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/options.h>
 #include <ebbtide/store/stats.h>

@@ -1,15 +1,14 @@
 // The tiers of a store: how they are opened, and what they hold.
 #include <ebbtide/pinned_pool/capacity.h>
 #include <ebbtide/pinned_pool/near_node.h>
+#include <ebbtide/store/automatic_budgets.h>
+#include <ebbtide/store/device_registrar.h>
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/op_name.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/transfer/host_device.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cstdlib>
-#include <cstring>
 #include <utility>
 
 namespace ebbtide {
@@ -25,25 +24,6 @@ constexpr Bytes kLeastPool = MiB(2);
 Bytes default_staging(Bytes device_budget) {
   return std::clamp(device_budget + device_budget / 4, MiB(64), GiB(1));
 }
-
-/// How many processes of a job share this machine, as torchrun says; 1 where nothing says so.
-int64_t processes_here() {
-  const char* text = std::getenv("LOCAL_WORLD_SIZE");
-  int64_t count = 0;
-  if (text == nullptr || std::from_chars(text, text + std::strlen(text), count).ec != std::errc() || count < 1)
-    return 1;
-  return count;
-}
-
-class DeviceRegistrar final : public HostRegistrar {
- public:
-  explicit DeviceRegistrar(std::shared_ptr<Device> device) : device_(std::move(device)) {}
-  Status pin(void* data, size_t bytes) noexcept override { return device_->register_host(data, bytes); }
-  void unpin(void* data, size_t bytes) noexcept override { device_->unregister_host(data, bytes); }
-
- private:
-  const std::shared_ptr<Device> device_;
-};
 
 /// Errors: ConfigError.
 void check_node(const Topology* topology, NumaNode node) {
@@ -84,7 +64,7 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options, std::shared_p
   core->min_bytes_ = asked.min_bytes.value_or(kDefaultMinBytes);
   core->min_bytes_of_devices_ = asked.min_bytes.value_or(kDefaultMinBytesOfDevices);
   const Bytes available = pinned_pool::Capacity().room().left;
-  core->host_.budget = available - available / 16;
+  core->host_.budget = automatic_device_budget(available);
   if (asked.device_budget) {
     if (const Bytes* bytes = std::get_if<Bytes>(&*asked.device_budget)) {
       core->host_.budget = *bytes;
@@ -167,7 +147,7 @@ int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<Device
   if (budget != nullptr)
     tier.budget = *budget;
   else if (memory.ok())
-    tier.budget = memory.value().free - memory.value().free / 16;
+    tier.budget = automatic_device_budget(memory.value().free);
   tier.budget_given = budget != nullptr;
   expect_planned_locked(tier);
   return static_cast<int>(tier.index);
@@ -188,7 +168,7 @@ void StoreCore::open_staging(std::optional<Bytes> most) {
 void StoreCore::open_host_tier(const std::shared_ptr<Device>& device) {
   std::call_once(host_tier_opened_, [&] {
     const Bytes left = pinned_pool::Capacity().room().left;
-    Bytes budget = std::min(options_.host_budget.value_or(left / 2 / processes_here()), left);
+    Bytes budget = std::min(options_.host_budget.value_or(automatic_host_budget(left)), left);
     open_staging(budget / 8);
     if (pool_) budget -= staging_budget_;
     if (budget < kLeastPool)
