@@ -1,6 +1,7 @@
 #include <ebbtide/hooks/carried_scope.h>
 #include <ebbtide/hooks/counted_hooks.h>
 #include <ebbtide/hooks/engine.h>
+#include <ebbtide/hooks/hook_source.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
 
@@ -85,6 +86,8 @@ class StoreEngine final : public Engine {
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
     Scope* scope = Scope::current();
+    if (HookSource* source = HookSource::current(); source != nullptr && source->comes_before(scope) && !forked)
+      return hooks_of_source(*source);
     if (scope == nullptr) scope = CarriedScope::current();
     if (scope == nullptr || forked.load(std::memory_order_relaxed) || !scope->core()->accepts_packs())
       return wrapped_.get_default_saved_variable_hooks();
@@ -102,6 +105,16 @@ class StoreEngine final : public Engine {
   }
 
  private:
+  std::unique_ptr<torch::autograd::SavedVariableHooks> hooks_of_source(HookSource& source) {
+    const auto& python = at::SavedTensorDefaultHooks::get_tls_state();
+    if (python.is_tracing) return wrapped_.get_default_saved_variable_hooks();
+    if (python.stack.size() <= source.python_hooks_outside()) return source.make();
+    auto hooks = wrapped_.get_default_saved_variable_hooks();
+    const auto store = source.takes();
+    if (hooks == nullptr || store == nullptr) return hooks;
+    return std::make_unique<CountedHooks>(std::move(hooks), store, "Python hooks inside the scope");
+  }
+
   Engine& wrapped_;
 };
 

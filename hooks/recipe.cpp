@@ -74,8 +74,8 @@ thread_local double spent_within = 0;
 }  // namespace
 
 TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std::shared_ptr<RedoCache> cache)
-    : Recipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes())),
-             copies_in(step)),
+    : RunnableRecipe(step.op, records_of(step), origin, origin + Bytes(static_cast<int64_t>(result.storage().nbytes())),
+                     copies_in(step)),
       step_(std::move(step)),
       result_(result),
       cache_(std::move(cache)),
@@ -130,13 +130,20 @@ std::shared_ptr<TorchStorage> TorchRecipe::run() const {
   return std::make_shared<TorchStorage>(made.storage());
 }
 
-TimedRedo::TimedRedo(const TorchRecipe& recipe) {
-  const double before = std::exchange(spent_within, 0);
-  const auto began = std::chrono::steady_clock::now();
-  storage = recipe.run();
-  const double all = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  seconds = all - spent_within;
-  spent_within = before + all;
+std::shared_ptr<TorchStorage> TorchRecipe::make_again(Record& record, StreamId stream) const {
+  RedoTimer timer;
+  std::shared_ptr<DeviceStorage> made = run();
+  return std::static_pointer_cast<TorchStorage>(record.core().redone(record, std::move(made), stream, timer.stop()));
+}
+
+RedoTimer::RedoTimer() : before_(std::exchange(spent_within, 0)), began_(std::chrono::steady_clock::now()) {}
+
+double RedoTimer::stop() {
+  if (seconds_ >= 0) return seconds_;
+  const double all = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+  seconds_ = std::max(0.0, all - spent_within);
+  spent_within = before_ + all;
+  return seconds_;
 }
 
 at::Tensor value_of(const Operand& operand, RedoCache& cache) {
@@ -165,11 +172,9 @@ StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedB
   }
   spent_within += unpacked.waited_s;
   std::shared_ptr<DeviceStorage> storage = unpacked.storage;
-  if (unpacked.recipe) {
-    TimedRedo made(static_cast<const TorchRecipe&>(*unpacked.recipe));
-    storage = core.redone(record, std::move(made.storage), stream, made.seconds);
-    return {std::static_pointer_cast<TorchStorage>(storage), unpacked.recipe->begin(), true};
-  }
+  if (unpacked.recipe)
+    return {static_cast<const RunnableRecipe&>(*unpacked.recipe).make_again(record, stream), unpacked.recipe->begin(),
+            true};
   if (!storage) storage = core.adopt(record, unpacked.memory, TorchStorage::over(unpacked.memory));
   auto found = std::static_pointer_cast<TorchStorage>(std::move(storage));
   if (unpacked.of_another_stream) note_current_stream(found->storage());

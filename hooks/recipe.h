@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <atomic>
+#include <chrono>
 #include <compare>
 #include <cstdint>
 #include <functional>
@@ -63,11 +64,36 @@ struct Step {
   Redo redo;
 };
 
+/// Seconds that this thread spends on a redo alone: redos that it asks for as its inputs, and waits for these, are
+/// counted by themselves.
+class RedoTimer {
+ public:
+  RedoTimer();
+  ~RedoTimer() { (void)stop(); }
+  RedoTimer(const RedoTimer&) = delete;
+  RedoTimer& operator=(const RedoTimer&) = delete;
+  double stop();
+
+ private:
+  double before_;
+  std::chrono::steady_clock::time_point began_;
+  double seconds_ = -1;
+};
+
+/// What hooks can run.
+class EBBTIDE_API RunnableRecipe : public Recipe {
+ public:
+  using Recipe::Recipe;
+  /// Makes the bytes of `record`, which awaits them, and offers them to the store; others' too where they come with them.
+  /// Returns the storage to use. Errors: as run() of the recipe's kind.
+  virtual std::shared_ptr<TorchStorage> make_again(Record& record, StreamId stream) const = 0;
+};
+
 /// A step whose result is a whole storage.
 /// Bits: kernels round by the number of threads and by strides. The first is set for the redo, and what does not come
 /// out with the strides of the tensor that was saved is an error. So is what was made of parameters and has another
 /// fingerprint: torch does not see writes through .data.
-class EBBTIDE_API TorchRecipe final : public Recipe {
+class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as
   /// StoreCore::Packed::origin.
@@ -90,6 +116,7 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
   /// Runs the op, on the current streams. Errors: those of unpacking its inputs; RuntimeError for an input that was
   /// written to; CorruptTensor.
   std::shared_ptr<TorchStorage> run() const;
+  std::shared_ptr<TorchStorage> make_again(Record& record, StreamId stream) const override;
 
  private:
   void check_inputs() const;
@@ -102,14 +129,6 @@ class EBBTIDE_API TorchRecipe final : public Recipe {
   std::optional<double> seconds_;
   std::optional<uint64_t> expected_;  // of the bytes
   mutable std::atomic<bool> retired_{false};
-};
-
-/// What a redo made, and what this thread spent on it alone: redos that it asked for as its inputs are counted by
-/// themselves. Errors: as TorchRecipe::run().
-struct TimedRedo {
-  std::shared_ptr<TorchStorage> storage;
-  double seconds = 0;
-  explicit TimedRedo(const TorchRecipe& recipe);
 };
 
 /// What an operand stands for now; undefined for one that is absent.

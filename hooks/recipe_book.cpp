@@ -197,9 +197,9 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
       if (compared.ok() && !compared.value()) return Verdict::kNotYet;
       if (compared.ok() && !*pending->differs.const_data_ptr<bool>()) verdict = Verdict::kEqual;
     } else {
-      const TimedRedo redo(recipe);
-      const auto& made = redo.storage;
-      if (on_host) seconds = redo.seconds;
+      RedoTimer timer;
+      const auto made = recipe.run();
+      if (on_host) seconds = timer.stop();
       const c10::Storage& saved = result.storage();
       const bool as_long = made->storage().nbytes() == saved.nbytes();
       if (as_long && !on_host) {

@@ -1,37 +1,22 @@
+#include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/pass_through.h>
+#include <ebbtide/hooks/region.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/torch_storage.h>
 
 #include <ATen/ops/empty.h>
-#include <c10/util/Type.h>
-#include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <atomic>
 #include <optional>
 #include <sstream>
 #include <string>
-#include <string_view>
 #include <utility>
 
 namespace ebbtide {
 namespace {
-
-std::atomic<void (*)(const Error&)> translate{nullptr};
-
-/// Runs `body`; the store's errors leave as what the process wants them to be.
-template <class Body>
-auto translated(Body&& body) {
-  try {
-    return body();
-  } catch (const Error& error) {
-    if (auto* rethrow = translate.load()) rethrow(error);
-    throw;
-  }
-}
 
 /// Tells the store that a graph task is over, however it ended: called, the backward succeeded; destroyed uncalled, it
 /// threw. Not at its destruction alone: a thread of the engine's may hold the graph task for a while after the backward
@@ -70,17 +55,11 @@ const char* why_not_from(const Accelerators::Served& served, StreamId stream) {
 
 }  // namespace
 
-void set_error_translator(void (*rethrow)(const Error& error)) {
-  translate = rethrow;
-}
+SavedTensor::SavedTensor(Scope& scope, Recipes recipes)
+    : memory_(*scope.hooks().saved_tensors), scope_(&scope), recipes_(recipes) {}
 
-SavedTensor::SavedTensor(Scope& scope)
-    : memory_(*scope.hooks().saved_tensors),
-      scope_(&scope),
-      tensor_(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()) {}
-
-std::unique_ptr<SavedTensor> SavedTensor::make(Scope& scope) {
-  return std::unique_ptr<SavedTensor>(new (*scope.hooks().saved_tensors) SavedTensor(scope));
+std::unique_ptr<SavedTensor> SavedTensor::make(Scope& scope, Recipes recipes) {
+  return std::unique_ptr<SavedTensor>(new (*scope.hooks().saved_tensors) SavedTensor(scope, recipes));
 }
 
 void SavedTensor::operator delete(SavedTensor* saved, std::destroying_delete_t) noexcept {
@@ -92,14 +71,7 @@ void SavedTensor::operator delete(SavedTensor* saved, std::destroying_delete_t) 
 void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   Scope& scope = *std::exchange(scope_, nullptr);
   StoreCore& core = *scope.core();
-  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
-  version_ = impl.version_counter();
-  saved_version_ = version_.enabled() ? version_.current_version() : 0;
-  if (const auto& producer = tensor.grad_fn()) {
-    producer_ = &typeid(*producer);
-    c10::raw::weak_intrusive_ptr::incref(tensor.unsafeGetTensorImpl());
-    tensor_ = decltype(tensor_)::reclaim(tensor.unsafeGetTensorImpl());
-  }
+  version_.note(tensor);
   const bool on_host = tensor.device().is_cpu();
   HooksOfStore& hooks = scope.hooks();
   Accelerators::Served served;
@@ -113,22 +85,23 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (reason != nullptr) {
     core.note_passed_through(reason, storage_footprint(tensor));
     // A result keeps its node, which keeps this hook: as torch does, keep such a tensor without its history.
-    passed_through_ = producer_ != nullptr ? tensor.tensor_data() : tensor;
+    passed_through_ = version_.producer() != nullptr ? tensor.tensor_data() : tensor;
     return;
   }
   view_ = ViewOfStorage(tensor);
   const c10::Storage& storage = tensor.storage();
   const StoreCore::View view{.storage = storage.unsafeGetStorageImpl(),
-                             .version_counter = identity(version_),
-                             .version = saved_version_,
+                             .version_counter = identity(version_.counter()),
+                             .version = version_.saved(),
                              .begin = view_.begin(),
                              .end = view_.end(),
                              .rows = on_host ? Rows() : view_.rows(),
                              .footprint = Bytes(static_cast<int64_t>(storage.nbytes())),
                              .dtype = static_cast<uint32_t>(tensor.scalar_type()),
-                             .op = producer_ != nullptr ? producer_->name() : nullptr,
+                             .op = version_.producer() != nullptr ? version_.producer()->name() : nullptr,
                              .device = served.number,
-                             .stream = stream};
+                             .stream = stream,
+                             .region = current_region()};
   auto packed = translated([&] {
     return core.pack(scope.pass(), view, [&] {
       return std::allocate_shared<TorchStorage>(BlockAllocator<TorchStorage>(hooks.storages), storage);
@@ -137,26 +110,32 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   record_ = std::move(packed.record);
   view_.shift(packed.origin);
   if (!on_host) note_current_stream(storage);
-  if (!packed.wants_recipes) return;
-  const RecipeBook::Packed result{tensor, record_, view_, packed.origin, saved_version_, served.device, stream};
+  if (!packed.wants_recipes || recipes_ == Recipes::kNone) return;
+  const RecipeBook::Packed result{tensor, record_, view_, packed.origin, version_.saved(), served.device, stream};
   trial_ = translated([&] { return hooks.recipes.packed(core, result, packed.wanted); });
 }
 
-at::Tensor SavedTensor::call_unpack_hook() {
-  check_version();
+at::Tensor SavedTensor::unpack(StoreCore::AskedBy by) {
+  if (!version_.unchanged()) {
+    std::ostringstream text;
+    if (passed_through_.defined())
+      text << passed_through_.toString() << " " << passed_through_.sizes();
+    else
+      text << at::empty({0}, at::TensorOptions().dtype(view_.dtype())).toString() << " " << view_.sizes();
+    version_.raise(text.str());
+  }
   if (passed_through_.defined()) return passed_through_;
   announce_backward();
-  const StorageOfRecord found =
-      translated([&] { return storage_of(*record_, view_.device(), StoreCore::AskedBy::kBackward); });
+  const StorageOfRecord found = translated([&] { return storage_of(*record_, view_.device(), by); });
   if (const auto trial = std::exchange(trial_, nullptr))
     hooks_of(record_->core())->recipes.try_out(record_->core(), *trial);
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
-  return view_.over(found.storage->storage(), found.origin, version_);
+  return view_.over(found.storage->storage(), found.origin, version_.counter());
 }
 
 Operand SavedTensor::operand() const {
-  return {.record = record_, .view = view_, .version = version_, .saved_version = saved_version_};
+  return {.record = record_, .view = view_, .version = version_.counter(), .saved_version = version_.saved()};
 }
 
 void SavedTensor::announce_backward() {
@@ -164,40 +143,6 @@ void SavedTensor::announce_backward() {
   if (task == -1 || !record_->core().task_began(*record_, task)) return;
   torch::autograd::Engine::get_default_engine().queue_callback(
       [end = std::make_shared<BackwardEnd>(record_, view_.device(), task)] { end->succeeded(); });
-}
-
-std::string SavedTensor::producer() const {
-  if (auto alive = tensor_.lock()) {
-    const at::Tensor tensor(std::move(alive));
-    if (tensor.grad_fn()) return tensor.grad_fn()->name();
-  }
-  // As the nodes that torch generates name themselves; others go by their whole type.
-  const std::string name = c10::demangle(producer_->name());
-  constexpr std::string_view kGenerated = "torch::autograd::generated::";
-  return name.starts_with(kGenerated) ? name.substr(kGenerated.size()) : name;
-}
-
-void SavedTensor::check_version() const {
-  if (unchanged()) return;
-  // In torch's words (torch/csrc/autograd/saved_variable.cpp), which does not compare versions itself where there are
-  // hooks.
-  std::ostringstream message;
-  message << "one of the variables needed for gradient computation has been modified by an inplace operation: [";
-  if (passed_through_.defined())
-    message << passed_through_.toString() << " " << passed_through_.sizes() << "]";
-  else
-    message << at::empty({0}, at::TensorOptions().dtype(view_.dtype())).toString() << " " << view_.sizes() << "]";
-  // Torch counts the outputs of no tensor that its consumer saved.
-  if (producer_ != nullptr) message << ", which is output 0 of " << producer() << ",";
-  message << " is at version " << version_.current_version() << "; expected version " << saved_version_ << " instead.";
-  if (torch::autograd::AnomalyMode::is_enabled())
-    message << " Hint: the backtrace further above shows the operation that failed to compute its gradient. The "
-               "variable in question was changed in there or "
-               "anywhere later. Good luck!";
-  else
-    message << " Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
-               "torch.autograd.set_detect_anomaly(True, check_nan=False).";
-  TORCH_CHECK(false, message.str());
 }
 
 }  // namespace ebbtide

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <ebbtide/hooks/recipe.h>
+#include <ebbtide/hooks/saved_version.h>
 #include <ebbtide/hooks/scope.h>
 #include <ebbtide/hooks/view_of_storage.h>
 #include <ebbtide/pinned_pool/export.h>
-#include <ebbtide/store/error.h>
 #include <ebbtide/store/record.h>
 #include <ebbtide/transfer/block_cache.h>
 
@@ -16,8 +16,6 @@
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <string>
-#include <typeinfo>
 
 namespace ebbtide {
 
@@ -26,7 +24,9 @@ namespace ebbtide {
 /// Threads: torch serialises pack and unpack of one; different ones run on any threads at once.
 class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks {
  public:
-  static std::unique_ptr<SavedTensor> make(Scope& scope);
+  /// Whether what it packs may be given a recipe of the op that made it.
+  enum class Recipes : uint8_t { kSearched, kNone };
+  static std::unique_ptr<SavedTensor> make(Scope& scope, Recipes recipes = Recipes::kSearched);
 
   // From the memory of earlier ones: one comes and goes with each tensor that is saved.
   static void* operator new(size_t bytes, BlockCache& memory) { return memory.take(bytes); }
@@ -36,7 +36,8 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   /// Errors: OutOfBudget, in a forward whose earlier tensors fit nowhere.
   void call_pack_hook(const at::Tensor& tensor) override;
   /// Errors: what PyTorch raises for a tensor that was written to after it was saved; SpillError, DeviceError, CorruptTensor.
-  at::Tensor call_unpack_hook() override;
+  at::Tensor call_unpack_hook() override { return unpack(StoreCore::AskedBy::kBackward); }
+  at::Tensor unpack(StoreCore::AskedBy by);
 
   // What recipes look at.
   /// Null for what is passed through.
@@ -45,14 +46,12 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   /// REQUIRES: a record.
   Operand operand() const;
   /// Whether nobody has written to the tensor since it was saved.
-  bool unchanged() const noexcept { return !version_.enabled() || version_.current_version() == saved_version_; }
+  bool unchanged() const noexcept { return version_.unchanged(); }
 
  private:
-  explicit SavedTensor(Scope& scope);
+  SavedTensor(Scope& scope, Recipes recipes);
 
   void announce_backward();
-  void check_version() const;
-  std::string producer() const;
 
   BlockCache& memory_;
   Scope* scope_;                    // valid until the pack
@@ -60,16 +59,8 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   std::shared_ptr<Record> record_;  // else
   ViewOfStorage view_;
   std::shared_ptr<const TorchRecipe> trial_;  // kept bytes are compared with what it makes, once
-  c10::VariableVersion version_;              // holds no bytes of the tensor
-  uint32_t saved_version_ = 0;
-  // For the error's text: an in-place write changes which node made the tensor, and keeping a node would be a cycle.
-  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor_;
-  const std::type_info* producer_ = nullptr;
+  SavedVersion version_;
+  Recipes recipes_;
 };
-
-/// Python processes turn the store's errors into exceptions of the Python classes of the same names on their way
-/// through torch. `rethrow` is called in a catch block and throws.
-/// Threads: set once, before the first scope.
-EBBTIDE_API void set_error_translator(void (*rethrow)(const Error& error));
 
 }  // namespace ebbtide

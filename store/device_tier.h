@@ -81,6 +81,7 @@ class DeviceTier {
   Bytes bytes(Place place) const noexcept { return bytes_[slot(place)]; }
   const IntrusiveList<Resident>& list(Place place) const noexcept { return lists_[slot(place)]; }
 
+  // What leaves at once stands before all others.
   void add(Resident& resident, Place place) noexcept { insert(resident, place, /*at_front=*/false); }
   void move(Resident& resident, Place place, bool to_front = false) noexcept {
     remove(resident);
@@ -88,6 +89,7 @@ class DeviceTier {
   }
   void remove(Resident& resident) noexcept {
     const Place place = place_of(resident);
+    count_at_once(resident, place, -1);
     lists_[slot(place)].remove(resident);
     bytes_[slot(place)] -= resident.bytes;
     if (resident.handed_out) handed_out(place) -= resident.bytes;
@@ -109,6 +111,11 @@ class DeviceTier {
     handed_over_peak_ = std::max(handed_over_peak_, handed_over());
   }
 
+  /// How many leave at once and are on their way.
+  int64_t leaving_at_once() const noexcept { return leaving_at_once_; }
+  /// Whether something waits to leave, or to be let go of, whatever the budget has room for.
+  bool some_at_once() const noexcept { return at_once_ > 0; }
+
   /// Returns whether more is handed over than ever before.
   bool note_peak() noexcept {
     peak_of_pass_ = std::max(peak_of_pass_, held_);
@@ -122,6 +129,12 @@ class DeviceTier {
   }
 
  private:
+  void count_at_once(const Resident& resident, Place place, int change) noexcept {
+    if (!resident.at_once) return;
+    if (place == Place::kDirty || place == Place::kClean || place == Place::kRedoable) at_once_ += change;
+    if (place == Place::kLeaving) leaving_at_once_ += change;
+  }
+
   static constexpr size_t kPlaces = 7;
   static constexpr size_t slot(Place place) noexcept { return static_cast<size_t>(place); }
   Bytes& handed_out(Place place) noexcept {
@@ -129,14 +142,17 @@ class DeviceTier {
   }
 
   void insert(Resident& resident, Place place, bool at_front) noexcept {
-    at_front ? lists_[slot(place)].push_front(resident) : lists_[slot(place)].push_back(resident);
+    at_front || resident.at_once ? lists_[slot(place)].push_front(resident) : lists_[slot(place)].push_back(resident);
     bytes_[slot(place)] += resident.bytes;
     if (resident.handed_out) handed_out(place) += resident.bytes;
     if (place != Place::kElsewhere) held_ += resident.bytes;
+    count_at_once(resident, place, +1);
   }
 
   IntrusiveList<Resident> lists_[kPlaces];  // by slot()
   Bytes bytes_[kPlaces];
+  int64_t at_once_ = 0;
+  int64_t leaving_at_once_ = 0;
   Bytes held_;  // all but kElsewhere
   Bytes peak_;
   Bytes peak_of_pass_;

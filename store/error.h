@@ -8,7 +8,7 @@
 
 namespace ebbtide {
 
-enum class ErrorCode { kConfig, kOutOfBudget, kSpill, kCorrupt, kClosed, kDevice };
+enum class ErrorCode { kConfig, kOutOfBudget, kSpill, kCorrupt, kClosed, kDevice, kCheckpoint, kStopped };
 
 /// What a call could not do. Thrown on the thread of the call that it concerns, also when the cause lay in the
 /// background.
@@ -49,6 +49,12 @@ class EBBTIDE_API DeviceError : public Error {
 class EBBTIDE_API CorruptTensor : public Error {
  public:
   explicit CorruptTensor(const std::string& message) : Error(ErrorCode::kCorrupt, message) {}
+};
+
+/// A region that runs again saves other tensors than it did the first time.
+class EBBTIDE_API CheckpointError : public Error {
+ public:
+  explicit CheckpointError(const std::string& message) : Error(ErrorCode::kCheckpoint, message) {}
 };
 
 }  // namespace ebbtide

@@ -23,7 +23,7 @@ constexpr std::chrono::seconds kAskAgainAfter{1};
 
 /// The reactive rule. Copies start early and memory is let go late, when the budget needs it: so the end of the forward
 /// is still in memory when the backward begins, and callers wait only where the disk is slower than the computation.
-void StoreCore::settle(Pass* pass, DeviceTier& tier) {
+void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
   for (;;) {
     if (tier.link) pump();
     Work work(*this);
@@ -60,6 +60,10 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier) {
         return tier.held() <= tier.budget || tier.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
                tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
       });
+      continue;
+    }
+    if (until == Until::kAllIsGoneThatLeavesAtOnce && !tier.link && !closed_ && tier.leaving_at_once() > 0) {
+      wait(lock, pass, StallCause::kRoom, nullptr, [&] { return tier.some_at_once() || tier.leaving_at_once() == 0; });
       continue;
     }
     tier.note_peak();
@@ -154,13 +158,18 @@ Bytes StoreCore::dirty_limit_locked(const DeviceTier& tier, const Pass* pass) co
 void StoreCore::begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work) {
   using Place = DeviceTier::Place;
   if (!may_leave_locked(tier)) return;
+  Resident* next = nullptr;
+  for (Resident* resident = tier.list(Place::kDirty).front(); resident != nullptr && resident->at_once;
+       resident = next) {
+    next = IntrusiveList<Resident>::next(*resident);
+    leave_locked(*resident, work);
+  }
   const Bytes limit = dirty_limit_locked(tier, pass);
   give_recipes_up_locked(tier, tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean) -
                                    tier.bytes(Place::kDirty) - tier.bytes(Place::kPlanned) - tier.budget);
   const auto within_budget = [&] {
     return tier.held() - tier.bytes(Place::kLeaving) - tier.bytes(Place::kClean) <= tier.budget;
   };
-  Resident* next = nullptr;
   for (Resident* resident = tier.list(Place::kDirty).front(); resident != nullptr; resident = next) {
     if (tier.bytes(Place::kDirty) <= limit && within_budget()) return;
     next = IntrusiveList<Resident>::next(*resident);
@@ -190,6 +199,13 @@ void StoreCore::leave_locked(Resident& resident, Work& work) {
 
 void StoreCore::drop_clean_locked(DeviceTier& tier, Bytes target, Work& work) {
   using Place = DeviceTier::Place;
+  for (Resident* resident = tier.list(Place::kClean).front(); resident != nullptr && resident->at_once && !closed_;
+       resident = tier.list(Place::kClean).front()) {
+    if (resident->storage->references() > 1)
+      tier.move(*resident, Place::kElsewhere);
+    else
+      drop_locked(*resident, work);
+  }
   while (!closed_ && tier.held() > target) {
     Resident* victim = pick_victim_locked(tier);
     if (victim == nullptr) return;

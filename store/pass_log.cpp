@@ -82,6 +82,7 @@ Profile PassLog::profile() const {
       record.recipe = ProfiledRecipe{made.redo_s, {first, first + made.inputs}};
     }
     if (made.op != nullptr) record.op = op_name(made.op);
+    if (made.region != nullptr) record.region = made.region;
     const uint64_t kind[] = {made.dtype, size_class(made.bytes)};
     record.kind = XXH3_64bits(kind, sizeof kind);
     profile.records.push_back(std::move(record));

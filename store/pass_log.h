@@ -26,8 +26,9 @@ class EBBTIDE_API PassLog {
     Bytes bytes;  ///< in resident memory
     Bytes moved;  ///< when it leaves or comes back
     uint32_t device = 0;
-    uint32_t dtype = 0;        ///< any number that tells one from another
-    const char* op = nullptr;  ///< that made it; lives as long as the program
+    uint32_t dtype = 0;            ///< any number that tells one from another
+    const char* op = nullptr;      ///< that made it; lives as long as the program
+    const char* region = nullptr;  ///< the same
   };
 
   /// For another pass, which then takes no memory where it does as many things as this one did.

@@ -54,7 +54,8 @@ void StoreCore::note_pack_locked(Record& record, Pass& pass, const View& view) {
                   .moved = record.packed_bytes(),
                   .device = static_cast<uint32_t>(view.device),
                   .dtype = view.dtype,
-                  .op = view.op},
+                  .op = view.op,
+                  .region = view.region != nullptr ? view.region->name.c_str() : nullptr},
                  std::chrono::steady_clock::now());
   if (!follow_plans_) return;
   const uint64_t so_far = pass.log_.prefix();
@@ -87,7 +88,7 @@ void StoreCore::note_unpack(Record& record, StreamId stream) {
 }
 
 /// REQUIRES: record.recipe_, of this pass's records or others'.
-void StoreCore::note_recipe_locked(Record& record) {
+void StoreCore::note_recipe_locked(Record& record, std::optional<double> seconds) {
   Pass& pass = *record.pass_;
   if (pass.ended_ || !pass.logs_) return;
   std::vector<uint32_t> inputs;
@@ -95,7 +96,6 @@ void StoreCore::note_recipe_locked(Record& record) {
     if (input->pass_.get() != &pass) return;
     inputs.push_back(input->index_);
   }
-  std::optional<double> seconds = record.recipe_->seconds();
   if (!seconds) {
     if (!record.recipe_->cheap()) return;  // no plan may rest on a guess
     double speed = record.tier_->link ? kRedoneBytesPerSecondOnDevice : kRedoneBytesPerSecond;

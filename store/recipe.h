@@ -35,6 +35,12 @@ class EBBTIDE_API Recipe {
   /// Whether a redo costs less than a transfer, whatever the machine. The others are for plans that weigh them, and for
   /// where nothing can leave.
   virtual bool cheap() const noexcept { return true; }
+  /// Whether the user asked for it: then it is used where memory is short, whatever it costs, unless a plan says
+  /// otherwise, and writing to an input before the redo is the user's error.
+  virtual bool asked_for() const noexcept { return false; }
+  /// Whether all bytes are the same each time. Not so for what means nothing to anyone but the op that wrote it (the
+  /// workspace of a recurrent layer has gaps).
+  virtual bool to_the_last_byte() const noexcept { return true; }
   /// What a redo takes, its inputs at hand; none where it was not measured.
   virtual std::optional<double> seconds() const noexcept { return std::nullopt; }
 

@@ -10,6 +10,7 @@
 #include <ebbtide/store/lower_copy.h>
 #include <ebbtide/store/recipe.h>
 #include <ebbtide/store/record_state.h>
+#include <ebbtide/store/region.h>
 #include <ebbtide/store/returned_memory.h>
 #include <ebbtide/store/rows.h>
 #include <ebbtide/store/simulator.h>
@@ -40,6 +41,7 @@ struct Resident : ListLink<Resident> {
   const void* identity = nullptr;          ///< the framework's storage; null for what came back until it is handed out
   bool returned = false;                   ///< came back from below
   bool handed_out = false;                 ///< and an unpack has returned it
+  bool at_once = false;                    ///< leaves, and is let go of, whatever the budget has room for
   Bytes origin;                            ///< offset in the storage that was saved of this memory's first byte
   Bytes bytes;
   Few<Record*> records;
@@ -89,7 +91,8 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   Bytes end_;
   Rows rows_;        // of an accelerator's record that leaves as rows; else none: it leaves as all of its bytes
   Bytes footprint_;  // of the whole storage, for statistics
-  const char* op_ = nullptr;          // that made it, or null; see StoreCore::View
+  const char* op_ = nullptr;  // that made it, or null; see StoreCore::View
+  const RegionLabel* label_ = nullptr;
   uint32_t slot_ = 0;                 // its place in the pass's sequence: that of its latest pack
   uint32_t index_ = 0;                // how many records the pass had before it
   Action action_ = Action::kOffload;  // what its pass's plan says, if it has one

@@ -21,6 +21,8 @@ bool StoreCore::recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept
 
 /// REQUIRES: recipes help.
 StoreCore::RecipeWanted StoreCore::recipe_wanted_locked(const Record& record, bool planned) const noexcept {
+  if (record.label_ != nullptr && record.label_->policy != Policy::kAuto)
+    return record.label_->policy == Policy::kRecompute ? RecipeWanted::kAny : RecipeWanted::kNone;
   if (planned) return record.action_ == Action::kRecompute ? RecipeWanted::kAny : RecipeWanted::kNone;
   return costly_help_locked(*record.tier_) || weigh_costly_recipes_ ? RecipeWanted::kAny : RecipeWanted::kCheap;
 }
@@ -32,7 +34,7 @@ bool StoreCore::costly_help_locked(const DeviceTier& tier) const noexcept {
 
 void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe) {
   std::lock_guard lock(mutex_);
-  if (record.recipe_ || record.state_ != RecordState::kResident) return;
+  if (record.recipe_ || record.state_ != RecordState::kResident || !options_.recompute.value_or(true)) return;
   int depth = 0;
   for (const auto& input : recipe->inputs()) {
     if (&input->core() != this || input->tier_ != record.tier_) return;
@@ -41,11 +43,40 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
   if (depth >= kDeepestRecipe || rests_on_locked(*recipe, record)) return;
   record.recipe_ = std::move(recipe);
   note_recipe_bytes(record.recipe_->own_bytes());
-  note_recipe_locked(record);
-  const bool wanted = record.pass_->course_ ? record.action_ == Action::kRecompute
-                                            : record.recipe_->cheap() || costly_help_locked(*record.tier_);
-  note_redoable_locked(record, wanted || use_costly_recipes_);
-  place_locked(*record.resident_);
+  note_recipe_locked(record, record.recipe_->seconds());
+  note_redoable_locked(record, redo_wanted_locked(record));
+  DeviceTier& tier = *record.tier_;
+  Resident& resident = *record.resident_;
+  if (record.redoable_ && record.label_ != nullptr && record.label_->policy == Policy::kRecompute &&
+      tier.place_of(resident) == DeviceTier::Place::kElsewhere)
+    resident.at_once = true;
+  place_locked(resident);
+}
+
+/// REQUIRES: it has a recipe.
+bool StoreCore::redo_wanted_locked(const Record& record) const noexcept {
+  if (record.label_ != nullptr && record.label_->policy != Policy::kAuto)
+    return record.label_->policy == Policy::kRecompute;
+  if (use_costly_recipes_) return true;
+  if (record.pass_->course_) return record.action_ == Action::kRecompute;
+  return record.recipe_->cheap() || record.recipe_->asked_for() || costly_help_locked(*record.tier_);
+}
+
+void StoreCore::note_recipe_takes(Record& record, const Recipe& recipe, double seconds) {
+  std::lock_guard lock(mutex_);
+  if (record.recipe_.get() == &recipe) note_recipe_locked(record, seconds);
+}
+
+void StoreCore::keep_from_redo(Record& record) {
+  std::lock_guard lock(mutex_);
+  if (!record.recipe_ || !record.recipe_->asked_for()) return;
+  note_redoable_locked(record, false);
+  if (record.resident_) place_locked(*record.resident_);
+}
+
+bool StoreCore::awaits_redo(const Record& record) const {
+  std::lock_guard lock(mutex_);
+  return record.state_ == RecordState::kRedone;
 }
 
 bool StoreCore::give_recipe_up(Record& record) {
@@ -118,7 +149,8 @@ bool StoreCore::may_be_redone_locked(const Resident& resident) noexcept {
     if (record->state_ != RecordState::kResident || !record->redoable_) return false;
     const Recipe& recipe = *record->recipe_;
     return recipe.begin() <= record->begin_ && record->end_ <= recipe.end() && recipe.inputs_unchanged() &&
-           std::ranges::all_of(recipe.inputs(), [](const auto& input) { return sealed_locked(*input); });
+           (recipe.asked_for() ||
+            std::ranges::all_of(recipe.inputs(), [](const auto& input) { return sealed_locked(*input); }));
   });
 }
 
@@ -128,7 +160,8 @@ void StoreCore::drop_redoable_locked(DeviceTier& tier, Bytes target, Work& work)
   int looked_at = 0;
   Resident* next = nullptr;
   for (Resident* resident = redoable.front();
-       resident != nullptr && looked_at < kLookedAt && tier.held() > target && !closed_; resident = next, ++looked_at) {
+       resident != nullptr && looked_at < kLookedAt && (tier.held() > target || resident->at_once) && !closed_;
+       resident = next, ++looked_at) {
     next = IntrusiveList<Resident>::next(*resident);
     if (resident->storage->references() > 1)
       tier.move(*resident, DeviceTier::Place::kElsewhere);  // dropping it would free nothing
@@ -191,8 +224,16 @@ std::shared_ptr<DeviceStorage> StoreCore::redone(Record& record, std::shared_ptr
     const Bytes origin = record.recipe_->begin();
     begin = record.begin_ - origin;
     end = record.end_ - origin;
-    left_with = record.fingerprint_;
-    if (record.state_ == RecordState::kRedone) {
+    if (record.recipe_->to_the_last_byte()) left_with = record.fingerprint_;
+    Resident* known = record.state_ == RecordState::kRedone ? by_storage_.find(mine->identity()) : nullptr;
+    if (known != nullptr) {  // of another record of the same storage, which came with it
+      if (known->origin != origin || known->tier != &tier || known->stream != stream) return mine;
+      record.resident_ = known->records.front()->resident_;
+      known->records.push_back(&record);
+      record.packed_ = std::move(made_at);
+      record.become(RecordState::kResident);
+      tier.move(*known, DeviceTier::Place::kElsewhere);
+    } else if (record.state_ == RecordState::kRedone) {
       auto made = std::make_shared<Resident>();
       made->tier = &tier;
       made->stream = stream;

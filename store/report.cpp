@@ -50,6 +50,25 @@ std::vector<std::pair<std::string, Count>> by_bytes(const std::map<std::string, 
   return sorted;
 }
 
+/// What became of what each region saved, the most bytes first.
+std::string regions_text(const std::map<std::string, Fates>& regions) {
+  const auto all = [](const Fates& fates) {
+    return fates.kept.bytes + fates.offloaded.bytes + fates.spilled.bytes + fates.recomputed.bytes;
+  };
+  std::vector<std::pair<std::string, Fates>> sorted(regions.begin(), regions.end());
+  std::ranges::stable_sort(sorted, [&](const auto& a, const auto& b) { return all(a.second) > all(b.second); });
+  constexpr size_t kShown = 24;
+  std::string text = line("%-36s %12s %12s %12s %12s", "region", "kept", "offloaded", "spilled", "recomputed");
+  for (size_t i = 0; i < std::min(sorted.size(), kShown); ++i) {
+    const auto& [name, fates] = sorted[i];
+    text += line("  %-34s %12s %12s %12s %12s", name.c_str(), to_string(fates.kept.bytes).c_str(),
+                 to_string(fates.offloaded.bytes).c_str(), to_string(fates.spilled.bytes).c_str(),
+                 to_string(fates.recomputed.bytes).c_str());
+  }
+  if (sorted.size() > kShown) text += "  and " + std::to_string(sorted.size() - kShown) + " more\n";
+  return text;
+}
+
 /// What the plan does, by what and why, the most bytes first.
 std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan) {
   std::map<std::string, Count> treated;
@@ -155,6 +174,8 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   for (const auto& [op, sites] : stats.unequal_redos)
     text += line("%s: %lld call sites give other bits when run again, and are stored", op.c_str(),
                  static_cast<long long>(sites));
+
+  if (!stats.regions.empty()) text += regions_text(stats.regions);
 
   if (stats.d2h.bytes > Bytes(0)) {
     text += line("%-26s %12s %12s %14s", "device link", "bytes", "busy", "speed");

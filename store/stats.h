@@ -40,6 +40,24 @@ struct Count {
     ++tensors;
     bytes += more;
   }
+  Count& operator+=(const Count& more) {
+    tensors += more.tensors;
+    bytes += more.bytes;
+    return *this;
+  }
+};
+
+/// What became of records, each counted when it dies.
+struct Fates {
+  Count kept, offloaded, spilled, recomputed;
+
+  Fates& operator+=(const Fates& more) {
+    kept += more.kept;
+    offloaded += more.offloaded;
+    spilled += more.spilled;
+    recomputed += more.recomputed;
+    return *this;
+  }
 };
 
 struct LinkStats {
@@ -86,6 +104,8 @@ struct Stats {
   std::map<std::string, int64_t> unequal_redos;  ///< call sites whose redo gives other bits, by op: they keep bytes
 
   Bytes recipe_bytes, recipe_bytes_peak;  ///< held to redo: small operands, masks as bits, results that more redos read
+
+  std::map<std::string, Fates> regions;  ///< of what was saved in each, by name
 
   double stall_s = 0;  ///< seconds that callers waited for a transfer
   /// By what for: "room" (for writes, so that the device budget is held), "host room" (for the disk to take something

@@ -102,8 +102,11 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->lower_.record = record.get();
       record->index_ = static_cast<uint32_t>(pass->made_.size());
       pass->made_.push_back(record.get());
+      record->label_ = view.region;
       if (pass->logs_) note_pack_locked(*record, *pass, view);
       if (pass->logs_ && tier.link) mark_pack_locked(*pass, tier, view.stream, record->packed_);
+      if (view.region != nullptr && view.region->policy != Policy::kAuto)
+        record->action_ = view.region->policy == Policy::kKeep ? Action::kKeep : Action::kOffload;
       ++pass->live_;
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
@@ -120,6 +123,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         made->storage = hold();
         made->identity = view.storage;
         made->bytes = view.footprint;
+        made->at_once = view.region != nullptr && view.region->leaves_at_once();
         made->records.push_back(record.get());
         by_storage_.insert(*made);
         tier.add(*made, DeviceTier::Place::kElsewhere);
@@ -128,8 +132,10 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     }
     const bool planned = pass->course_ && !pass->learns_;
     wants_recipes = planned ? pass->course_->recomputes : recipes_help_locked(tier, *pass);
+    if (view.region != nullptr && view.region->policy == Policy::kRecompute && options_.recompute.value_or(true))
+      wants_recipes = true;
     if (wants_recipes && !record->recipe_) wanted = recipe_wanted_locked(*record, planned);
-    crowded = tier.held() > tier.budget ||
+    crowded = tier.some_at_once() || tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
               !buried_.empty() || (trace_ && trace_->complete());
     if (!crowded) tier.note_peak();
@@ -216,7 +222,7 @@ void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
       look_again_locked(tier, elsewhere);
     }
   }
-  for (DeviceTier* tier : all_tiers()) settle(pass.get(), *tier);
+  for (DeviceTier* tier : all_tiers()) settle(pass.get(), *tier, Until::kAllIsGoneThatLeavesAtOnce);
 }
 
 Few<DeviceTier*> StoreCore::all_tiers() {
@@ -263,6 +269,7 @@ void StoreCore::forget(Record& record) noexcept {
     if (record.recipe_) note_recipe_bytes(Bytes(0) - record.recipe_->own_bytes());
     if (record.redone_ && !record.left_) recomputed_ops_[record.recipe_->op()].add(record.footprint_);
     count_in(pass.stats_).add(record.footprint_);
+    if (record.label_ != nullptr) count_in(regions_[record.label_]).add(record.footprint_);
     if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
     if (!under_way_.empty()) under_way_.erase(record.id_);

@@ -12,6 +12,7 @@
 #include <ebbtide/store/planned_record.h>
 #include <ebbtide/store/planner.h>
 #include <ebbtide/store/record.h>
+#include <ebbtide/store/region.h>
 #include <ebbtide/store/saved_plans.h>
 #include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/stats.h>
@@ -76,6 +77,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// The compute stream: the one that the storage was allocated for, and after whose present work its bytes are
     /// there.
     StreamId stream = kHostStream;
+    const RegionLabel* region = nullptr;
   };
   enum class RecipeWanted : uint8_t { kNone, kCheap, kAny };
   struct Packed {
@@ -104,6 +106,13 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// REQUIRES: the recipe was seen to make these very bytes; all inputs are of the record's device.
   void offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe);
   static constexpr int kDeepestRecipe = 6;
+  /// A region's recipe, if that is what it has, is not used: its bytes stay, or leave as others do. Too late where they
+  /// were let go of.
+  void keep_from_redo(Record& record);
+  /// What the record's recipe takes is known by now. Of a recipe that the store did not take it is ignored.
+  void note_recipe_takes(Record& record, const Recipe& recipe, double seconds);
+  /// Whether its bytes were let go of, and its recipe makes them again.
+  bool awaits_redo(const Record& record) const;
   /// Recipes that are not cheap are looked for, and used where memory is short as cheap ones are. By default they are
   /// used so where nothing can leave; and where what leaves costs much, plans weigh them.
   void use_costly_recipes(bool use) noexcept { use_costly_recipes_ = use; }
@@ -224,7 +233,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   StoreCore(Options options, std::shared_ptr<const Topology> machine);
 
   // leaving.cpp: from resident memory down. May wait; REQUIRES: the lock is not held.
-  void settle(Pass* pass, DeviceTier& tier);
+  enum class Until { kWithinBudget, kAllIsGoneThatLeavesAtOnce };
+  void settle(Pass* pass, DeviceTier& tier, Until until = Until::kWithinBudget);
   Bytes dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept;
   enum class Look { kForAll, kForDroppable };
   void look_again_locked(DeviceTier& tier, int64_t at_most, Look look = Look::kForAll);
@@ -249,7 +259,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void note_pack_locked(Record& record, Pass& pass, const View& view);
   void follow_locked(Pass& pass, std::shared_ptr<const Course> course);
   void note_unpack(Record& record, StreamId stream);
-  void note_recipe_locked(Record& record);
+  void note_recipe_locked(Record& record, std::optional<double> seconds);
   void note_redo_locked(Record& record, double seconds);
   std::optional<Planner::Task> learn_locked(Pass& pass);
   Bytes disk_moved() const;
@@ -271,6 +281,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   static bool rests_on_locked(const Recipe& recipe, const Record& record) noexcept;
   RecipeWanted recipe_wanted_locked(const Record& record, bool planned) const noexcept;
   bool costly_help_locked(const DeviceTier& tier) const noexcept;
+  bool redo_wanted_locked(const Record& record) const noexcept;
   static bool sealed_locked(const Record& record) noexcept;
   bool may_be_redone_locked(const Resident& resident) noexcept;
   void drop_redoable_locked(DeviceTier& tier, Bytes target, Work& work);
@@ -422,6 +433,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Stats stats_;  // the counters; tiers and links are read when asked
   std::map<const char*, Count> passed_through_;
   std::map<const char*, Count> recomputed_ops_;
+  std::map<const RegionLabel*, Fates> regions_;
   std::map<const char*, int64_t> unequal_redos_;
   std::map<const char*, double> redo_speed_on_devices_;  // bytes a second, by op
   std::map<const char*, double> redo_speed_;             // bytes a second, by op

@@ -227,6 +227,7 @@ Stats StoreCore::stats() const {
     stats.recipe_bytes_peak = Bytes(recipe_bytes_peak_.load());
     for (const auto& [reason, count] : passed_through_) stats.passed_through_reasons[reason] = count;
     for (const auto& [op, count] : recomputed_ops_) stats.recomputed_ops[op] = count;
+    for (const auto& [label, fates] : regions_) stats.regions[label->name] += fates;
     for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;
     for (const auto& [cause, waits] : stalls_) stats.stalls[cause] = waits;
     for (const auto& [op, waits] : returns_waited_for_) stats.returns_waited_for[op_name(op)] = waits;

@@ -1,6 +1,8 @@
 // The Python module: a thin layer over the C++ store. Options, statistics and errors cross here; saved tensors never do
 // (see hooks/engine.h).
+#include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/module_parameters.h>
+#include <ebbtide/hooks/python/checkpoint_bindings.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
 #include <ebbtide/hooks/torch_storage.h>
@@ -33,8 +35,8 @@ namespace {
 
 /// The Python class of an error, from ebbtide._errors. REQUIRES: the GIL.
 py::object error_class(ErrorCode code) {
-  static constexpr const char* kNames[] = {"ConfigError",   "OutOfBudget", "SpillError",
-                                           "CorruptTensor", "ClosedError", "DeviceError"};
+  static constexpr const char* kNames[] = {"ConfigError", "OutOfBudget", "SpillError",      "CorruptTensor",
+                                           "ClosedError", "DeviceError", "CheckpointError", "RecomputeStopped"};
   return py::module_::import("ebbtide._errors").attr(kNames[static_cast<size_t>(code)]);
 }
 
@@ -107,6 +109,12 @@ py::dict to_dict(const Stats& stats) {
   for (const auto& [op, sites] : stats.unequal_redos) unequal[py::str(op)] = sites;
   result["recomputed_ops"] = ops;
   result["unequal_redos"] = unequal;
+  py::dict regions;
+  for (const auto& [name, fates] : stats.regions)
+    regions[py::str(name)] =
+        py::dict(py::arg("kept") = to_dict(fates.kept), py::arg("offloaded") = to_dict(fates.offloaded),
+                 py::arg("spilled") = to_dict(fates.spilled), py::arg("recomputed") = to_dict(fates.recomputed));
+  result["regions"] = regions;
   result["stall_s"] = stats.stall_s;
   result["stalls"] = to_dict(stats.stalls);
   result["returns_waited_for"] = to_dict(stats.returns_waited_for);
@@ -229,6 +237,7 @@ PYBIND11_MODULE(_ebbtide, module) {
   });
 
   module.def("leak_storages", &leak_storages);
+  bind_checkpoint(module);
 
   const auto released = py::call_guard<py::gil_scoped_release>();
   py::class_<Store, std::shared_ptr<Store>>(module, "Store")

@@ -25,5 +25,13 @@ class CorruptTensor(Error):
     """Bytes came back that are not the bytes that left; no gradient was made of them."""
 
 
+class CheckpointError(Error):
+    """A region that is computed again saves other tensors than it did the first time."""
+
+
+class RecomputeStopped(Error):
+    """Ends the second run of a region where nothing more is needed of it. Let it pass: code that catches it does no harm, but computes in vain."""
+
+
 class ClosedError(Error):
     """A scope was entered on a store that is closed."""

@@ -1,0 +1,53 @@
+#include <ebbtide/hooks/saved_version.h>
+
+#include <c10/util/Exception.h>
+#include <c10/util/Type.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <sstream>
+#include <string_view>
+
+namespace ebbtide {
+
+void SavedVersion::note(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  version_ = impl.version_counter();
+  saved_ = version_.enabled() ? version_.current_version() : 0;
+  if (const auto& producer = tensor.grad_fn()) {
+    producer_ = &typeid(*producer);
+    c10::raw::weak_intrusive_ptr::incref(tensor.unsafeGetTensorImpl());
+    tensor_ = decltype(tensor_)::reclaim(tensor.unsafeGetTensorImpl());
+  }
+}
+
+std::string SavedVersion::producer_name() const {
+  if (auto alive = tensor_.lock()) {
+    const at::Tensor tensor(std::move(alive));
+    if (tensor.grad_fn()) return tensor.grad_fn()->name();
+  }
+  // As the nodes that torch generates name themselves; others go by their whole type.
+  const std::string name = c10::demangle(producer_->name());
+  constexpr std::string_view kGenerated = "torch::autograd::generated::";
+  return name.starts_with(kGenerated) ? name.substr(kGenerated.size()) : name;
+}
+
+void SavedVersion::raise(const std::string& described) const {
+  // In torch's words (torch/csrc/autograd/saved_variable.cpp).
+  std::ostringstream message;
+  message << "one of the variables needed for gradient computation has been modified by an inplace operation: ["
+          << described << "]";
+  // Torch counts the outputs of no tensor that its consumer saved.
+  if (producer_ != nullptr) message << ", which is output 0 of " << producer_name() << ",";
+  message << " is at version " << version_.current_version() << "; expected version " << saved_ << " instead.";
+  if (torch::autograd::AnomalyMode::is_enabled())
+    message << " Hint: the backtrace further above shows the operation that failed to compute its gradient. The "
+               "variable in question was changed in there or "
+               "anywhere later. Good luck!";
+  else
+    message << " Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
+               "torch.autograd.set_detect_anomaly(True, check_nan=False).";
+  C10_THROW_ERROR(Error, message.str());
+}
+
+}  // namespace ebbtide
