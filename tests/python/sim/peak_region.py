@@ -20,7 +20,7 @@ def blocks(call):
     return Form(functools.partial(gpt.GPT, call=call))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_alone_it_needs_no_more_than_torchs(seed):
     with sim.accelerators(seed=seed, pace=sim.Pace.eager) as machine:
         reference = trained(Form(gpt.GPT))
@@ -51,10 +51,11 @@ def test_under_a_store_inputs_leave_and_insides_run_again():
             assert peak <= torchs.peak + torchs.largest
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_schedule_gives_the_same_bits(seed):
     form = blocks(ebbtide.checkpoint)
-    reference = plain(Form(gpt.GPT)).results
+    with sim.accelerators():
+        reference = trained(Form(gpt.GPT))
     for pace in (sim.Pace.lazy, sim.Pace.random):
         with sim.accelerators(seed=seed, pace=pace):
             store = sim.store(device_budget=0, min_bytes=4096, host_budget="64MiB")
