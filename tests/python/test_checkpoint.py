@@ -569,7 +569,7 @@ def test_a_collective_inside_is_not_run_again(tmp_path, run):
     """Two processes, of which one is short of memory: neither runs the region again."""
     program = tmp_path / "program.py"
     program.write_text(COLLECTIVE)
-    run(sys.executable, program, tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    run(sys.executable, program, tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, timeout=120)
 
 
 COLLECTIVE = """
