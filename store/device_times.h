@@ -43,8 +43,8 @@ class EBBTIDE_API DeviceTimes {
   struct Redo {
     uint32_t record = 0;  ///< of the pass, by index
     const char* op = "";  ///< lives as long as the program
-    Bytes bytes;
-    double seconds = 0;  ///< without what it rests on
+    Bytes bytes;          ///< 0: it made others' too
+    double seconds = 0;   ///< without what it rests on
   };
   /// It made this record again, and between the two whatever that rests on. `seconds` is not known yet.
   void redo_began(const Redo& redo, EventPtr event);

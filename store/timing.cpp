@@ -37,8 +37,10 @@ void StoreCore::mark_redo(const Record& record, StreamId stream, Redo redo) {
   DeviceTimes* times = record.pass_->marked_.load(std::memory_order_acquire);
   if (times == nullptr || !times->marks_steps()) return;
   EventPtr here = times->here(stream);
+  // What a region takes is no one record's.
+  const Bytes made = record.recipe_->asked_for() ? Bytes(0) : record.footprint_;
   if (redo == Redo::kBegins)
-    times->redo_began({record.index_, record.recipe_->op(), record.footprint_, 0}, std::move(here));
+    times->redo_began({record.index_, record.recipe_->op(), made, 0}, std::move(here));
   else
     times->redo_ended(record.index_, std::move(here));
 }
@@ -92,7 +94,7 @@ void StoreCore::learn_locked(const DeviceTimes::Known& known, std::optional<Plan
   if (known.all_steps && pass.log.steps() > 0) {
     pass.log.retime(known.steps, known.compute_s);
     for (const DeviceTimes::Redo& redo : known.redos) {
-      if (redo.seconds <= 0) continue;
+      if (redo.seconds <= 0 || redo.bytes == Bytes(0)) continue;
       pass.log.set_redo_seconds(redo.record, redo.seconds);
       double& mean = redo_speed_on_devices_[redo.op];
       const double now = static_cast<double>(redo.bytes.count()) / redo.seconds;

@@ -315,7 +315,7 @@ OBSERVED = (
     ("store/returned_memory.cpp", "std::byte* base = nullptr;", "mutants::memory_begins(); {text}"),
     ("store/returned_memory.cpp", "ReturnedMemory::~ReturnedMemory() {", "{text} mutants::memory_ends(data_, static_cast<size_t>(bytes_.count()));"),
     # The pool's lock is between the end of memory and that of its slab.
-    ("store/tiers.cpp", "device_->unregister_host(data, bytes);", "mutants::memory_begins(); {text} mutants::memory_unmapped();"),
+    ("store/device_registrar.h", "device_->unregister_host(data, bytes);", "mutants::memory_begins(); {text} mutants::memory_unmapped();"),
     (OUT, "CopyJobPtr job = link.out.submit(std::move(request));", "{text} mutants::begin_transfer(passage.get(), job);"),
     (IN, "CopyJobPtr job = link.in.submit(std::move(request));", "{text} mutants::begin_transfer(passage.get(), job);"),
     (OUT, "Record* record = std::exchange(passage.record, nullptr);", "mutants::end_transfer(&passage); {text}"),
