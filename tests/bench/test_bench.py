@@ -201,3 +201,20 @@ def test_policy_end_to_end(tmp_path):
         assert rows[f"ebbtide_{share}.predicted_off"]["value"] >= 0  # a plan was followed
         assert 0 < rows[f"ebbtide_{share}.peak"]["value"] < rows["plain.saved"]["value"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_interval_of_a_ratio():
+    import nvme_bench
+
+    ratio, low, high = nvme_bench.interval([1.0, 1.1, 0.9, 1.0, 1.05], [2.0, 2.2, 1.8, 2.0, 2.1])
+    assert ratio == pytest.approx(2) and low <= 2 <= high  # their time over ours: we are twice as fast
+    (row,) = nvme_bench.ratio_rows("x", [1.0] * 5, [0.9] * 5, 0.98)
+    assert row.value == pytest.approx(0.9) and row.met is False
+    (row,) = nvme_bench.ratio_rows("x", [1.0] * 6, [0.9] * 4 + [1.1] * 2, 0.98)
+    assert row.met is True  # the interval reaches it
+
+
+@pytest.mark.parametrize("option, word", [("--folder=/no/such/folder", "/no/such/folder"), ("--size=1MiB", "256 MiB"), ("--rounds=0", "'0'")])
+def test_nvme_refuses_bad_input_in_one_line(option, word):
+    refused = run([sys.executable, BENCH / "run.py", "nvme", "--", option])
+    assert refused.returncode == 2 and word in refused.stderr and refused.stderr.count("\n") == 1
