@@ -186,7 +186,7 @@ def test_demo_end_to_end(tmp_path):
 
 def test_run_names_its_parts():
     refused = run([sys.executable, BENCH / "run.py", "no-such-part"])
-    assert refused.returncode == 2 and "demo, hooks, planner, policy" in refused.stderr and refused.stderr.count("\n") == 1
+    assert refused.returncode == 2 and "demo, hooks, nvme, planner, policy" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_policy_end_to_end(tmp_path):
