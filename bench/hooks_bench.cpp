@@ -14,7 +14,7 @@ namespace {
 
 using torch::autograd::SavedVariableHooks;
 
-constexpr int kOps = 2000;
+constexpr int kOps = 200;
 constexpr int64_t kSmall = 8;     // floats: under any store's min_bytes
 constexpr int64_t kLarge = 1024;  // floats, 4 KiB: the smallest record
 

@@ -1,15 +1,18 @@
 """The part `hooks`: what a saved tensor costs at pack and at unpack, in Python and (hooks_bench.cpp) in C++.
 
 A chain of sin: each op saves its input, so the forward holds one pack an op and the backward one unpack. Rows of `no_hooks` are
-the time of the whole op; the others are what they add to it. All run on one thread, in turns, and the fastest round of each counts;
-in Python by the thread's own time, which other programs disturb less. Ebbtide has a goal of its own, and is to add less than what
+the time of the whole op; the others are what they add to it: the median of what they took more than no_hooks in the same round. All run
+on one thread, in each round in another order; in Python by the thread's own time, which other programs disturb less. Ebbtide has a goal of its own, and is to add less than what
 anyone pays today: in Python hooks that do nothing, in C++ (where an empty hook is a virtual call) the copying ones.
 """
 
 import json
+import random
+import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -17,15 +20,15 @@ import cli
 import machine
 from row import Row
 
-OPS = 2000
-ROUNDS = 30
+OPS = 200  # of a chain: their nodes and tensors fit the processor's caches, as those of a few layers do
+ROUNDS = 400
 SMALL = 8  # floats: under any store's min_bytes
 LARGE = 1024  # floats, 4 KiB: the smallest record
 GOALS = {"pack": 0.5, "unpack": 0.3}  # us
 CPP_PROGRAM = machine.ROOT / "build/bench/hooks_bench"
 
-# Name of a contender -> (seconds an op in the forward, in the backward).
-Times = dict[str, tuple[float, float]]
+# Name of a contender -> of each round, (seconds an op in the forward, in the backward).
+Times = dict[str, list[tuple[float, float]]]
 
 
 def rows(options: list[str]) -> Iterator[Row]:
@@ -38,19 +41,23 @@ def rows(options: list[str]) -> Iterator[Row]:
 
 def _rows(language: str, times: Times) -> Iterator[Row]:
     for suffix, ebbtide in (("", "ebbtide_passed_through"), ("_4KiB", "ebbtide_kept_4KiB")):
-        plain = times[f"no_hooks{suffix}"]
+        plain = f"no_hooks{suffix}"
         rival = ("identity_hooks" if language == "python" else "save_on_cpu") + suffix
-        yield Row("hooks", f"{language}.no_hooks{suffix}.forward", plain[0] * 1e6, "us")
-        yield Row("hooks", f"{language}.no_hooks{suffix}.backward", plain[1] * 1e6, "us")
+        for phase, word in enumerate(("forward", "backward")):
+            yield Row("hooks", f"{language}.{plain}.{word}", statistics.median(round[phase] for round in times[plain]) * 1e6, "us")
         for name in (f"identity_hooks{suffix}", f"save_on_cpu{suffix}", ebbtide):
             for phase, word in enumerate(("pack", "unpack")):
-                added = (times[name][phase] - plain[phase]) * 1e6
+                added = _added(times, name, plain, phase)
                 if name != ebbtide:
                     yield Row("hooks", f"{language}.{name}.{word}", added, "us")
                     continue
                 yield Row.at_most("hooks", f"{language}.{name}.{word}", added, "us", GOALS[word])
-                over = added - (times[rival][phase] - plain[phase]) * 1e6
-                yield Row.at_most("hooks", f"{language}.{name}.{word}_over_{rival}", over, "us", 0)
+                yield Row.at_most("hooks", f"{language}.{name}.{word}_over_{rival}", _added(times, name, rival, phase), "us", 0)
+
+
+def _added(times: Times, name: str, to: str, phase: int) -> float:
+    """Microseconds an op."""
+    return statistics.median(one[phase] - other[phase] for one, other in zip(times[name], times[to], strict=True)) * 1e6
 
 
 def _python_times() -> Times:
@@ -84,13 +91,14 @@ def _python_times() -> Times:
         "ebbtide_kept_4KiB": (LARGE, lambda: store),
     }
     torch.set_num_threads(1)
-    times: Times = {}
-    for number in range(1, ROUNDS + 1):
-        print(f"hooks: Python, round {number}/{ROUNDS}", file=sys.stderr)
-        for name, contender in contenders.items():
-            now = chain(*contender)
-            best = times.get(name, now)
-            times[name] = (min(best[0], now[0]), min(best[1], now[1]))
+    times: Times = defaultdict(list)
+    order = list(contenders.items())
+    shuffle = random.Random(0).shuffle
+    print("hooks: Python", file=sys.stderr)
+    for _ in range(ROUNDS):
+        shuffle(order)
+        for name, contender in order:
+            times[name].append(chain(*contender))
     store.close()
     return times
 
@@ -111,9 +119,11 @@ def _cpp_times() -> Times:
         text=True,
         check=True,
     )
-    best: dict[tuple[str, str], float] = {}
+    rounds: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for result in json.loads(ran.stdout)["benchmarks"]:
         if result["run_type"] == "iteration":
             name, phase, *_ = result["name"].split("/")  # "no_hooks/backward:0/manual_time"
-            best[name, phase] = min(1 / result["items_per_second"], best.get((name, phase), float("inf")))
-    return {name: (best[name, "backward:0"], best[name, "backward:1"]) for name, _ in best}
+            rounds[name, phase][result["repetition_index"]] = 1 / result["items_per_second"]
+    return {
+        name: [(rounds[name, "backward:0"][n], rounds[name, "backward:1"][n]) for n in range(ROUNDS)] for name in {name for name, _ in rounds}
+    }
