@@ -20,6 +20,7 @@ SHARES = (0.05, 0.10, 0.20, 0.30, 0.50)
 PREDICTED_WITHIN = 0.05
 DEMO_SHARE, DEMO_SLOWEST = 0.10, 1.05
 FIRST_PLANNED = 2  # steps before this one are watched, and followed no plan
+WATCHED = slice(1, 4)  # the steps whose medians the plans rest on
 
 
 def parse_arguments(options: list[str]):
@@ -73,6 +74,12 @@ def over_plain(steps: list[dict], plain: list[dict]) -> float:
     return statistics.median(mine["seconds"] / other["seconds"] for mine, other in pairs)
 
 
+def drift(plain: list[dict]) -> list[float]:
+    """How much slower the machine was in each planned step than when the plans were made, as plain's steps beside them tell."""
+    then = statistics.median(step["seconds"] for step in plain[WATCHED])
+    return [step["seconds"] / then for step in plain[FIRST_PLANNED:]]
+
+
 def rows(options: list[str]) -> Iterator[Row]:
     arguments = parse_arguments(options)
     saved, kept, answers = measure(arguments)
@@ -81,6 +88,8 @@ def rows(options: list[str]) -> Iterator[Row]:
     yield Row("policy", "plain.saved", saved, "B")
     yield Row("policy", "checkpoint.kept", kept, "B")
     yield Row("policy", "checkpoint.over_plain", checkpoint, "x")
+    drifts = drift(plain)
+    yield Row("policy", "plain.off_itself", statistics.median(abs(d - 1) for d in drifts), "", "in the planned steps, to those that the plans rest on")
     curve = []
     for share in SHARES:
         name, steps = name_of(share), answers[name_of(share)]
@@ -95,6 +104,8 @@ def rows(options: list[str]) -> Iterator[Row]:
             yield Row("policy", f"{name}.over_plain", slower, "x")
         off = statistics.median(abs(p["predicted_s"] / p["measured_s"] - 1) for p in passes)
         yield Row.at_most("policy", f"{name}.predicted_off", off, "", PREDICTED_WITHIN)
+        beside = statistics.median(abs(p["predicted_s"] * d / p["measured_s"] - 1) for p, d in zip(passes, drifts, strict=True))
+        yield Row("policy", f"{name}.predicted_off_beside_plain", beside)
         yield Row("policy", f"{name}.bound_over_measured", statistics.median(p["lower_bound_s"] / p["measured_s"] for p in passes))
         yield Row("policy", f"{name}.peak", max(p["peak_bytes"] for p in passes), "B", f"budget {cli.format_bytes(int(saved * share))} and one tensor")
         for what in ("spilled", "recomputed"):

@@ -7,10 +7,12 @@
 #include <ebbtide/transfer/device_allocator.h>
 
 #include <c10/core/Allocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <exception>
 #include <string>
@@ -19,10 +21,12 @@
 namespace ebbtide {
 namespace {
 
-/// Takes memory from torch's own allocator, on the current stream of the calling thread.
+/// Takes memory from torch's own allocator, on the current stream of the calling thread. That one gives its cached blocks
+/// back to the device before it finds no room.
 class TorchAllocator final : public DeviceAllocator {
  public:
-  explicit TorchAllocator(c10::Device device) : device_(device) {}
+  explicit TorchAllocator(c10::Device device)
+      : device_(device), counted_(dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()))) {}
 
   Result<std::shared_ptr<DeviceStorage>> allocate(Bytes bytes, StreamId stream) override {
     try {
@@ -41,8 +45,31 @@ class TorchAllocator final : public DeviceAllocator {
     }
   }
 
+  Result<MemoryUsage> usage() override {
+    if (counted_ == nullptr) return DeviceAllocator::usage();
+    try {
+      const auto stats = counted_->getDeviceStats(device_.index());
+      constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+      const auto& allocated = stats.allocated_bytes[kAll];
+      return MemoryUsage{.now = Bytes(allocated.current),
+                         .spare = std::max(Bytes(0), Bytes(stats.reserved_bytes[kAll].current - allocated.current)),
+                         .peak = Bytes(allocated.peak),
+                         .shortages = stats.num_alloc_retries + stats.num_ooms};
+    } catch (const std::exception& error) {
+      return Failure{FailureCode::kUnsupported, 0, error.what()};
+    }
+  }
+  void restart_peak() override {
+    try {
+      counted_->resetPeakStats(device_.index());
+    } catch (const std::exception&) {
+      // It has counted a moment ago. The peak is taken for higher than it is.
+    }
+  }
+
  private:
   const c10::Device device_;
+  c10::DeviceAllocator* const counted_;  // null: of an older kind
 };
 
 /// Torch has loaded the driver and counts devices as it does.

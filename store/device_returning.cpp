@@ -14,7 +14,7 @@ namespace ebbtide {
 StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId stream) {
   DeviceTier& tier = *record.tier_;
   const NvtxRange range(NvtxRange::Of::kUnpack, record.footprint_);
-  bool squeezed = false;
+  Bytes held_at_refusal = Bytes(-1);  // when the device last had no room for it
   double waited_s = 0;
   Trace::Time began{};
   for (;;) {
@@ -64,12 +64,21 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         look_again_locked(tier, 8, Look::kForDroppable);
         if (record.lost_) {
           const Failure why = *std::exchange(record.lost_, std::nullopt);
-          if (why.code != FailureCode::kOverCapacity || squeezed) {
+          const bool first = held_at_refusal < Bytes(0);
+          if (why.code != FailureCode::kOverCapacity || (!first && tier.held() >= held_at_refusal)) {
             lock.unlock();
             throw_lost(why);
           }
-          squeezed = true;  // once more, with all that can be fetched again out of the way
+          // Once more, with all that can be fetched again out of the way; then with less and less of the others.
+          held_at_refusal = tier.held();
           drop_clean_locked(tier, Bytes(0), work);
+          if (!first || work.empty()) {
+            ease_locked(tier, record.bytes());
+            lock.unlock();
+            work.run();
+            settle(record.pass_.get(), tier, Until::kAsFarAsPossible);
+            continue;
+          }
         } else {
           drop_clean_locked(tier, tier.budget, work);
         }

@@ -7,6 +7,7 @@
 #include <ebbtide/store/device_link.h>
 #include <ebbtide/store/handed_over.h>
 #include <ebbtide/store/intrusive_list.h>
+#include <ebbtide/store/peak_goal.h>
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
 
@@ -55,7 +56,11 @@ class DeviceTier {
   std::atomic<bool> times{true};  ///< its events, as far as is known
 
   Bytes budget;
-  bool budget_given = false;  ///< a promise; else automatic
+  bool budget_given = false;                                   ///< a promise; else automatic
+  std::shared_ptr<MemoryMeter> meter;                          ///< where there is a goal
+  std::unique_ptr<PeakGoal> goal;                              ///< that the budget follows
+  std::atomic<PeakGoal::Looks> looks{PeakGoal::Looks::kNone};  ///< what the goal asks for
+  Bytes alive;                                                 ///< footprints of its records that have not died
 
   /// Host memory handed out by unpack and alive. The memory itself counts, see ReturnedMemory: not under the lock.
   std::atomic<int64_t> host_memory_handed_out{0};

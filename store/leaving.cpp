@@ -67,6 +67,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       continue;
     }
     tier.note_peak();
+    if (until == Until::kAsFarAsPossible) break;
     // What has a recipe goes as soon as nobody holds its inputs.
     const bool over_for_good = tier.held() - tier.bytes(DeviceTier::Place::kRedoable) > tier.budget;
     const Bytes only_here = tier.bytes(DeviceTier::Place::kDirty) + tier.bytes(DeviceTier::Place::kPlanned);
@@ -106,26 +107,30 @@ bool StoreCore::may_leave_locked(const DeviceTier& tier) noexcept {
 
 std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
   const std::string more = to_string(tier.held() - tier.budget);
-  std::string why = "saved tensors hold " + to_string(tier.held()) + ", device_budget is " + to_string(tier.budget) +
-                    ", and none can leave: ";
+  const bool derived = tier.goal && options_.device_memory;
+  const std::string budget = derived ? "device_memory" : "device_budget";
+  std::string why =
+      "saved tensors hold " + to_string(tier.held()) + ", " +
+      (derived ? "device_memory (" + to_string(tier.goal->most()) + ") leaves them " : "device_budget is ") +
+      to_string(tier.budget) + ", and none can leave: ";
   if (tier.link) {
     if (tier.copy_errors >= kErrorsToGiveUp)
-      return why + "copies from " + tier.device->name() + " fail (" + last_write_error_ +
-             "). Raise device_budget by at least " + more + ".";
+      return why + "copies from " + tier.device->name() + " fail (" + last_write_error_ + "). Raise " + budget +
+             " by at least " + more + ".";
     why +=
         "host_budget (" + to_string(host_budget_) + " for the tensors of devices) is full" +
         (host_is_promised_locked(tier, tier.host_wanted) ? " but for what other devices are sure of, and " : ", and ");
     if (!spill_)
-      return why + "there is no spill_to. Name a folder on a disk, or raise host_budget or device_budget by at least " +
-             more + ".";
+      return why + "there is no spill_to. Name a folder on a disk, or raise host_budget or " + budget +
+             " by at least " + more + ".";
   }
   if (!spill_)
-    return why + "there is no spill_to. Name a folder on a disk, or raise device_budget by at least " + more + ".";
+    return why + "there is no spill_to. Name a folder on a disk, or raise " + budget + " by at least " + more + ".";
   if (write_errors_ >= kErrorsToGiveUp)
-    return why + "the disk fails (" + last_write_error_ +
-           "). Name another folder in spill_to, or raise device_budget by at least " + more + ".";
+    return why + "the disk fails (" + last_write_error_ + "). Name another folder in spill_to, or raise " + budget +
+           " by at least " + more + ".";
   return why + "the spill tier is full (spill_budget is " + to_string(spill_->stats().budget) + "; " +
-         last_write_error_ + "). Raise spill_budget or device_budget by at least " + more + ".";
+         last_write_error_ + "). Raise spill_budget or " + budget + " by at least " + more + ".";
 }
 
 /// An unpack looks for what can be dropped at once. What else is the store's alone by now stays where it is until a pack

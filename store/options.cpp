@@ -94,10 +94,13 @@ struct OptionRow {
   bool (*unset)(const Options&);
 };
 
-constexpr std::array<OptionRow, 14> kOptions = {{
+constexpr std::array<OptionRow, 15> kOptions = {{
     {"device_budget",
      [](Options& o, std::string_view n, std::string_view v) { o.device_budget = budget_or_reject(n, v); },
-     [](const Options& o) { return !o.device_budget; }},
+     [](const Options& o) { return !o.device_budget && !o.device_memory; }},
+    {"device_memory",
+     [](Options& o, std::string_view n, std::string_view v) { o.device_memory = size_or_reject(n, v); },
+     [](const Options& o) { return !o.device_memory && !o.device_budget; }},
     {"host_budget", [](Options& o, std::string_view n, std::string_view v) { o.host_budget = size_or_reject(n, v); },
      [](const Options& o) { return !o.host_budget; }},
     {"on_full", [](Options& o, std::string_view n, std::string_view v) { o.on_full = on_full_or_reject(n, v); },
@@ -211,12 +214,15 @@ Options resolve(Options options) {
       if (!(share->value >= 0 && share->value <= 1))
         reject("device_budget", std::to_string(share->value), "a share from 0 to 1");
   }
+  check_not_negative("device_memory", options.device_memory);
   check_not_negative("host_budget", options.host_budget);
   check_not_negative("spill_budget", options.spill_budget);
   check_not_negative("spill_reserve", options.spill_reserve);
   check_not_negative("spill_daily_writes", options.spill_daily_writes);
   check_not_negative("spill_endurance", options.spill_endurance);
   check_not_negative("min_bytes", options.min_bytes);
+  if (options.device_memory && options.device_budget)
+    throw ConfigError("device_memory and device_budget are both given: the first is what the second is derived from");
   if (options.spill_budget && options.spill_to.empty())
     throw ConfigError("spill_budget is given but spill_to is not: name at least one folder to spill to");
   for (const std::string& folder : options.spill_to)

@@ -32,6 +32,10 @@ struct EBBTIDE_API Options {
   /// Bytes of saved tensors that may stay where they were computed, a device, over all passes of the store. None: what
   /// is free on the device (of host memory: what the cgroup allows too), less 1/16.
   std::optional<std::variant<Bytes, Share>> device_budget;
+  /// Instead of device_budget: the peak that the process may have on each device, all that it allocates there counted; without
+  /// an accelerator, of its resident memory. The store measures what is not its own in the first passes, and whenever
+  /// the peak was passed, and derives the budget. Then it restarts the peaks that the framework's allocator counts.
+  std::optional<Bytes> device_memory;
   /// Bytes of pinned host memory that the tensors of accelerators lie in, and of pooled memory that CPU tensors come
   /// back into: with an accelerator, an eighth at most is for these. None: half of what memory and cgroup leave, divided
   /// by LOCAL_WORLD_SIZE; without an accelerator 5/4 of `device_budget`, 64 MiB to 1 GiB. Never more than memory and

@@ -60,6 +60,7 @@ class Pass {
   std::shared_ptr<DeviceTimes>
       times_;  // of the accelerator that it packed on first; null: none, or one without a clock
   std::atomic<DeviceTimes*> marked_{nullptr};  // the same, for who has no lock; set once
+  const RegionLabel* label_ = nullptr;         // of what it packed last
   int64_t live_ = 0;
   std::set<int> tasks_;               // graph tasks that unpacked from it and have not ended
   std::atomic<int> latest_task_{-1};  // one of them, or none

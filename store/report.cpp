@@ -109,6 +109,20 @@ std::string stalls_text(const Stats& stats) {
     const auto ops = longest_first(stats.returns_waited_for);
     for (size_t i = 0; i < std::min(ops.size(), kOps); ++i) text += waits_line("  " + ops[i].first, ops[i].second);
   }
+  const auto regions = longest_first(stats.stalled_regions);
+  for (size_t i = 0; i < std::min(regions.size(), kOps); ++i)
+    text += waits_line("in " + regions[i].first, regions[i].second);
+  return text;
+}
+
+/// Whose the peak is, of all that the process has on the device.
+std::string memory_text(const std::string& device, const MemoryStats& memory, Bytes budget) {
+  std::string text = line(
+      "of %s the process had %s of %s at its peak (when it was last measured), %s of them saved tensors,",
+      device.c_str(), to_string(memory.peak).c_str(), to_string(memory.most).c_str(), to_string(memory.saved).c_str());
+  text += "  " + memory.at + "\n";
+  text += line("  without saved tensors %s at most, which leaves them %s", to_string(memory.others).c_str(),
+               to_string(budget).c_str());
   return text;
 }
 
@@ -194,8 +208,10 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
   text += stalls_text(stats);
 
-  for (const DeviceStats& device : stats.devices)
+  for (const DeviceStats& device : stats.devices) {
+    if (device.memory.most > Bytes(0)) text += memory_text(device.name, device.memory, device.budget_bytes);
     if (device.burst.bytes > Bytes(0)) text += burst_text(device);
+  }
 
   const Count moved{stats.spilled.tensors + stats.offloaded.tensors, stats.spilled.bytes + stats.offloaded.bytes};
   if (stats.passes > 0 && moved.tensors == 0 && stats.recomputed.tensors == 0) {

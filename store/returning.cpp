@@ -35,6 +35,10 @@ void StoreCore::warm_up_locked(const Record& record) const noexcept {
 
 StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy by) {
   if (by == AskedBy::kBackward && record.pass_->logs_) note_unpack(record, stream);
+  if (const auto usage = memory_usage(*record.tier_)) {
+    std::lock_guard lock(mutex_);
+    note_memory_locked(*record.tier_, *record.pass_, usage, {PeakGoal::Phase::kBackward, record.op_, record.label_});
+  }
   if (record.tier_->link) return unpack_from_device(record, stream);
   double waited_s = 0;
   Trace::Time began{};

@@ -24,12 +24,23 @@ struct Burst {
   Bytes saved;       ///< by its pass on this device
 };
 
+/// The peak of all that the process has on a device, where the device budget is derived from it. Of the last pass that was
+/// measured.
+struct MemoryStats {
+  Bytes most;      ///< that it may be; 0: there is no such goal
+  Bytes peak;      ///< as measured
+  Bytes saved;     ///< part of it: saved tensors
+  Bytes others;    ///< the most that was taken beside saved tensors
+  std::string at;  ///< when the peak was reached, for people
+};
+
 struct DeviceStats : TierStats {
   std::string name;
   Bytes handed_over, handed_over_peak;
   Bytes referenced_elsewhere, referenced_elsewhere_peak;
   Bytes alive_peak;
   Burst burst;
+  MemoryStats memory;
 };
 
 struct Count {
@@ -73,6 +84,11 @@ struct Waits {
     ++times;
     seconds += more;
   }
+  Waits& operator+=(const Waits& more) {
+    times += more.times;
+    seconds += more.seconds;
+    return *this;
+  }
 };
 
 /// What spilling takes from the lives of disks.
@@ -113,6 +129,7 @@ struct Stats {
   /// was asked for before it was back), "close".
   std::map<std::string, Waits> stalls;
   std::map<std::string, Waits> returns_waited_for;  ///< those of "return", by the op that made what was waited for
+  std::map<std::string, Waits> stalled_regions;  ///< by the region that saved what was waited for, or saved meanwhile
   double recompute_s = 0;
   LinkStats d2h, h2d, disk_write, disk_read;
   WearStats wear;

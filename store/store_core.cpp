@@ -42,6 +42,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     // Before the store's lock: later would be right too, but the copy would wait for work that it need not.
     packed = mark_pack(tier, pass.get(), view.stream);
   }
+  const std::optional<MemoryUsage> usage = memory_usage(tier);
   {
     std::lock_guard lock(mutex_);
     if (trace_) began = std::chrono::steady_clock::now();
@@ -58,6 +59,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       }
       if (trace_) trace_->pass_opened(pass->stats_.number, pass->began_);
     }
+    if (usage) note_memory_locked(tier, *pass, usage, {PeakGoal::Phase::kForward, view.op, view.region});
     look_again_locked(tier, 8);
     Resident* resident = by_storage_.find(view.storage);
     if (resident != nullptr) origin = resident->origin;
@@ -102,7 +104,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->lower_.record = record.get();
       record->index_ = static_cast<uint32_t>(pass->made_.size());
       pass->made_.push_back(record.get());
-      record->label_ = view.region;
+      record->label_ = pass->label_ = view.region;
       if (pass->logs_) note_pack_locked(*record, *pass, view);
       if (pass->logs_ && tier.link) mark_pack_locked(*pass, tier, view.stream, record->packed_);
       if (view.region != nullptr && view.region->policy != Policy::kAuto)
@@ -110,6 +112,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       ++pass->live_;
       live_.push_back(*record);
       stats_.saved.add(view.footprint);
+      tier.alive += view.footprint;
       pass->stats_.saved.add(view.footprint);
       pass->on(tier.index).saved += view.footprint;
       if (resident != nullptr) {
@@ -183,6 +186,7 @@ bool StoreCore::task_began(Record& record, int task) {
 
 void StoreCore::task_ended(Pass& pass, int task, std::optional<StreamId> stream) noexcept {
   mark_end(pass, task, stream);
+  const Usages usages = memory_at_end();
   std::optional<Planner::Task> to_plan;
   {
     std::lock_guard lock(mutex_);
@@ -198,6 +202,7 @@ void StoreCore::task_ended(Pass& pass, int task, std::optional<StreamId> stream)
         tier.expected_redoable = pass.on(tier.index).redoable;
       }
       note_wants_locked(pass);
+      note_memory_at_end_locked(pass, usages);
       to_plan = learn_locked(pass);
     }
     end_pass_locked(pass);
@@ -234,6 +239,11 @@ Few<DeviceTier*> StoreCore::all_tiers() {
 
 void StoreCore::end_pass_locked(Pass& pass) noexcept {
   if (std::exchange(pass.ended_, true)) return;
+  for (DeviceTier& tier : tiers_) {
+    if (!tier.goal) continue;
+    tier.goal->pass_died(pass.stats_.number);
+    tier.looks.store(tier.goal->looks(), std::memory_order_relaxed);
+  }
   longest_sequence_ = std::max(longest_sequence_, pass.sequence_.size());
   if (trace_) trace_->pass_ended(pass.stats_.number, std::chrono::steady_clock::now());
   if (pass.logs_) {
@@ -266,6 +276,7 @@ void StoreCore::forget(Record& record) noexcept {
       return spilled ? stats.spilled : record.left_ ? stats.offloaded : record.redone_ ? stats.recomputed : stats.kept;
     };
     count_in(stats_).add(record.footprint_);
+    record.tier_->alive -= record.footprint_;
     if (record.recipe_) note_recipe_bytes(Bytes(0) - record.recipe_->own_bytes());
     if (record.redone_ && !record.left_) recomputed_ops_[record.recipe_->op()].add(record.footprint_);
     count_in(pass.stats_).add(record.footprint_);
@@ -423,6 +434,8 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
   stats_.stall_s += seconds;
   stalls_[name_of(cause)].add(seconds);
   if (wanted != nullptr && wanted->op_ != nullptr) returns_waited_for_[wanted->op_].add(seconds);
+  const RegionLabel* region = wanted != nullptr ? wanted->label_ : stalled != nullptr ? stalled->label_ : nullptr;
+  if (region != nullptr) stalled_regions_[region].add(seconds);
   if (trace_) {
     Trace::Of of = wanted != nullptr ? traced(*wanted) : Trace::Of();
     of.cause = name_of(cause);

@@ -233,7 +233,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   StoreCore(Options options, std::shared_ptr<const Topology> machine);
 
   // leaving.cpp: from resident memory down. May wait; REQUIRES: the lock is not held.
-  enum class Until { kWithinBudget, kAllIsGoneThatLeavesAtOnce };
+  enum class Until { kWithinBudget, kAllIsGoneThatLeavesAtOnce, kAsFarAsPossible };
   void settle(Pass* pass, DeviceTier& tier, Until until = Until::kWithinBudget);
   Bytes dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept;
   enum class Look { kForAll, kForDroppable };
@@ -274,6 +274,18 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void mark_end(Pass& pass, int task, std::optional<StreamId> stream) noexcept;
   void learn_of_devices() noexcept;
   void learn_locked(const DeviceTimes::Known& known, std::optional<Planner::Task>& to_plan);
+
+  // peaks.cpp: budgets that follow what the whole process takes.
+  void aim_at_peak(DeviceTier& tier, std::shared_ptr<MemoryMeter> meter, std::optional<Bytes> free);
+  std::optional<MemoryUsage> memory_usage(DeviceTier& tier);
+  void note_memory_locked(DeviceTier& tier, const Pass& pass, const std::optional<MemoryUsage>& usage,
+                          const PeakGoal::Moment& moment);
+  using Usages = std::vector<std::pair<DeviceTier*, MemoryUsage>>;
+  Usages memory_at_end();
+  void note_memory_at_end_locked(const Pass& pass, const Usages& usages);
+  void follow_goal_locked(DeviceTier& tier);
+  MemoryStats memory_stats_locked(const DeviceTier& tier) const;
+  void ease_locked(DeviceTier& tier, Bytes wanted);
 
   // redoing.cpp: records whose bytes are made again.
   bool recipes_help_locked(DeviceTier& tier, Pass& pass) const noexcept;
@@ -402,6 +414,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> weigh_costly_recipes_{false};  // moving takes much time
   std::atomic<bool> follow_plans_{true};
   std::atomic<bool> plan_for_accelerators_{false};
+  std::atomic<bool> aims_{false};  // some tier has a goal
   std::atomic<int64_t> recipe_bytes_{0};
   std::atomic<int64_t> recipe_bytes_peak_{0};
 
@@ -439,6 +452,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::map<const char*, double> redo_speed_;             // bytes a second, by op
   std::map<const char*, Waits> stalls_;                  // by name_of(StallCause)
   std::map<const char*, Waits> returns_waited_for_;      // by op
+  std::map<const RegionLabel*, Waits> stalled_regions_;
   PassStats last_pass_;
   Planner planner_;
   struct Unlearned {

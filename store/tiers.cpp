@@ -7,6 +7,7 @@
 #include <ebbtide/store/op_name.h>
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/transfer/host_device.h>
+#include <ebbtide/transfer/resident_set.h>
 
 #include <algorithm>
 #include <utility>
@@ -71,6 +72,7 @@ std::shared_ptr<StoreCore> StoreCore::open(const Options& options, std::shared_p
       core->host_.budget_given = true;
     }
   }
+  core->aim_at_peak(core->host_, std::make_shared<ResidentSet>(), std::nullopt);
   core->freeze_plan();
   if (!asked.spill_to.empty()) {
     SpillOptions spill;
@@ -129,11 +131,13 @@ StoreCore::~StoreCore() {
 int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
                           DeviceOptions how) {
   const Result<DeviceMemory> memory = device->memory();
-  auto link = std::make_shared<DeviceLink>(device, std::move(allocator), how.bandwidth);
+  auto link = std::make_shared<DeviceLink>(device, allocator, how.bandwidth);
   open_host_tier(device);
   NumaNode node = host_node();
   const Topology* machine = topology();
   if (!options_.numa && machine != nullptr) node = machine->node_of_pci(device->pci_address()).value_or(kAnyNode);
+  DeviceTier made(device, 0);  // its budget: the framework may be asked before the lock only
+  aim_at_peak(made, std::move(allocator), memory.ok() ? std::optional(memory.value().free) : std::nullopt);
   std::lock_guard lock(mutex_);
   if (how.own_thread) {
     const NearNode near(machine, node);  // one thread looks after all devices, near the first
@@ -149,6 +153,19 @@ int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<Device
   else if (memory.ok())
     tier.budget = automatic_device_budget(memory.value().free);
   tier.budget_given = budget != nullptr;
+  if (made.goal) {
+    tier.goal = std::move(made.goal);
+    tier.meter = std::move(made.meter);
+    tier.budget = made.budget;
+    tier.budget_given = made.budget_given;
+    tier.looks = tier.goal->looks();
+  }
+  if (options_.device_memory) {  // is of accelerators, where there are any
+    host_.looks = PeakGoal::Looks::kNone;
+    host_.goal = nullptr;
+    host_.budget = automatic_device_budget(pinned_pool::Capacity().room().left);
+    host_.budget_given = false;
+  }
   expect_planned_locked(tier);
   return static_cast<int>(tier.index);
 }
@@ -231,6 +248,7 @@ Stats StoreCore::stats() const {
     for (const auto& [op, sites] : unequal_redos_) stats.unequal_redos[op] = sites;
     for (const auto& [cause, waits] : stalls_) stats.stalls[cause] = waits;
     for (const auto& [op, waits] : returns_waited_for_) stats.returns_waited_for[op_name(op)] = waits;
+    for (const auto& [label, waits] : stalled_regions_) stats.stalled_regions[label->name] += waits;
     for (const DeviceTier& tier : tiers_) {
       stats.devices.push_back({{tier.held(), tier.peak(), tier.budget},
                                tier.device->name(),
@@ -239,7 +257,8 @@ Stats StoreCore::stats() const {
                                tier.referenced_elsewhere(),
                                tier.referenced_elsewhere_peak(),
                                tier.alive_peak(),
-                               tier.burst});
+                               tier.burst,
+                               memory_stats_locked(tier)});
       if (tier.link) links.push_back(tier.link);
     }
     // Beside an accelerator the budget of CPU tensors says nothing; what they hold counts.

@@ -118,6 +118,15 @@ py::dict to_dict(const Stats& stats) {
   result["stall_s"] = stats.stall_s;
   result["stalls"] = to_dict(stats.stalls);
   result["returns_waited_for"] = to_dict(stats.returns_waited_for);
+  result["stalled_regions"] = to_dict(stats.stalled_regions);
+  py::dict memory;
+  for (const DeviceStats& device : stats.devices) {
+    if (device.memory.most == Bytes(0)) continue;
+    memory[py::str(device.name)] = py::dict(
+        py::arg("most_bytes") = device.memory.most.count(), py::arg("peak_bytes") = device.memory.peak.count(),
+        py::arg("saved_bytes") = device.memory.saved.count(), py::arg("others_bytes") = device.memory.others.count());
+  }
+  result["device_memory"] = memory;
   result["recipe_bytes"] = stats.recipe_bytes.count();
   result["recipe_bytes_peak"] = stats.recipe_bytes_peak.count();
   result["recompute_s"] = stats.recompute_s;
@@ -125,9 +134,9 @@ py::dict to_dict(const Stats& stats) {
   result["h2d"] = to_dict(stats.h2d);
   result["disk_write"] = to_dict(stats.disk_write);
   result["disk_read"] = to_dict(stats.disk_read);
-  result["wear"] = py::dict(py::arg("bytes_a_pass") = stats.wear.a_pass.count(),
-                            py::arg("bytes_a_day") = stats.wear.a_day.count(),
-                            py::arg("days_to_rated") = stats.wear.days_to_rated);
+  result["wear"] =
+      py::dict(py::arg("bytes_a_pass") = stats.wear.a_pass.count(), py::arg("bytes_a_day") = stats.wear.a_day.count(),
+               py::arg("days_to_rated") = stats.wear.days_to_rated);
   result["handed_over"] = stats.handed_over.count();
   result["handed_over_peak"] = stats.handed_over_peak.count();
   result["referenced_elsewhere"] = stats.referenced_elsewhere.count();

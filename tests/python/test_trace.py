@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+import torch
 
 import ebbtide
 import ebbtide.__main__ as command_line
@@ -53,6 +54,19 @@ def test_stalls_have_causes_in_statistics_and_report(tmp_path):
     assert set(stats["stalls"]) <= {"room", "host room", "copies", "return", "close"}
     if "return" in stats["stalls"]:
         assert "for what was asked for before it was back" in store.report()
+
+
+def test_stalls_are_charged_to_regions(tmp_path):
+    store = ebbtide.Store(device_budget=0, recompute=False, spill_to=tmp_path)
+    x = torch.randn(1 << 18, requires_grad=True)
+    with store, ebbtide.region("waves"):
+        y = x.sin().sin().sin()
+    y.sum().backward()
+    stats = store.stats()
+    assert set(stats["stalled_regions"]) == {"waves"}
+    assert stats["stalled_regions"]["waves"]["seconds"] == pytest.approx(stats["stall_s"])
+    assert "in waves" in store.report()
+    store.close()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"traceEvents": 3}', '{"traceEvents": [{}]}'])

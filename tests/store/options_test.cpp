@@ -68,7 +68,7 @@ class Environment : public testing::Test {
  protected:
   void TearDown() override {
     for (const char* name : {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE",
-                             "EBBTIDE_PLAN", "EBBTIDE_NUMA"})
+                             "EBBTIDE_PLAN", "EBBTIDE_NUMA", "EBBTIDE_DEVICE_MEMORY"})
       unsetenv(name);
   }
 };
@@ -93,6 +93,14 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   EXPECT_EQ(resolve(given).plan, "mine.json");
 }
 
+TEST_F(Environment, WhatIsGivenInsteadOfTheOtherWins) {
+  setenv("EBBTIDE_DEVICE_MEMORY", "1GiB", 1);
+  Options given;
+  given.device_budget = MiB(5);
+  EXPECT_EQ(resolve(given).device_memory, std::nullopt);
+  EXPECT_EQ(resolve({}).device_memory, GiB(1));
+}
+
 TEST_F(Environment, AWrongValueNamesTheVariable) {
   setenv("EBBTIDE_DEVICE_BUDGET", "lots", 1);
   EXPECT_THAT([] { (void)resolve({}); }, ThrowsMessage<ConfigError>(HasSubstr("EBBTIDE_DEVICE_BUDGET")));
@@ -110,6 +118,11 @@ TEST(Resolve, RefusesContradictions) {
   options = {};
   options.host_budget = Bytes(-1);
   EXPECT_THROW((void)resolve(options), ConfigError);
+  options = {};
+  options.device_budget = MiB(1);
+  options.device_memory = MiB(1);
+  EXPECT_THAT([&] { (void)resolve(options); },
+              ThrowsMessage<ConfigError>(HasSubstr("device_memory and device_budget")));
   options = {};
   options.device_budget = Share{1.5};
   EXPECT_THROW((void)resolve(options), ConfigError);

@@ -53,6 +53,25 @@ TEST(Report, NamesTheNodeThatHadMoreThanTheBudget) {
                         "over device_budget (100 MiB).\n"));
 }
 
+TEST(Report, SaysWhoseThePeakIs) {
+  Stats stats;
+  DeviceStats device = with_burst("", Bytes(0));
+  device.memory = {.most = GiB(10), .peak = GiB(9), .saved = GiB(2), .others = GiB(7.5), .at = "in the backward"};
+  stats.devices = {DeviceStats(), device};
+  EXPECT_THAT(
+      render_report(stats, {}, {}),
+      HasSubstr("of chaos the process had 9 GiB of 10 GiB at its peak (when it was last measured), 2 GiB of them "
+                "saved tensors,\n  in the backward\n  without saved tensors 7.50 GiB at most, which leaves them "
+                "100 MiB\n"));
+}
+
+TEST(Report, NamesTheRegionsThatWereWaitedFor) {
+  Stats stats;
+  stats.stalled_regions = {{"blocks.0", {2, 0.25}}, {"blocks.1", {1, 0.5}}};
+  EXPECT_THAT(render_report(stats, {}, {}),
+              testing::ContainsRegex("in blocks.1 +1 +0.500 s\n +in blocks.0 +2 +0.250 s"));
+}
+
 TEST(Report, SaysWhatDisksAreWornBy) {
   Stats stats;
   stats.disk_write = {GiB(4), 2.0};

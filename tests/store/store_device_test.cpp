@@ -456,6 +456,41 @@ TEST_F(StoreDeviceTest, ADeviceWithoutEventsOrMemoryForAMomentIsAskedAgain) {
   }
 }
 
+/// Somebody else takes all that is left of the device, in the middle of a backward.
+TEST_F(StoreDeviceTest, WhereTheDeviceIsFullOthersLeaveForWhatIsWanted) {
+  open(options(MiB(1)), Pace::kEager);
+  core_->follow_plans(false);
+  for (int pass = 0; pass < 2; ++pass) {  // of the second it is known that its end may stay
+    backward();
+    forward(32);
+  }
+  trainer_->drain();
+  const Bytes free = trainer_->device().memory().value().free;
+  auto hog = trainer_->device().allocate(static_cast<size_t>(free.count()), trainer_->compute(), "hog").value();
+  ASSERT_FALSE(trainer_->device().allocate(kSize, trainer_->compute(), "more").ok());
+  ASSERT_GT(core_->stats().device.bytes, KiB(512));
+  std::vector<std::shared_ptr<DeviceStorage>> in_hand;
+  for (size_t i = 0; i < 12; ++i) in_hand.push_back(trainer_->use(saved_[i]));  // the oldest: they have left
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("had no room for a saved tensor of 64 KiB")));
+  EXPECT_LT(core_->stats().device.budget_bytes, MiB(1));
+  in_hand.clear();
+  backward();
+  hog.reset();
+  expect_clean();
+}
+
+TEST_F(StoreDeviceTest, WhereNothingCanMakeRoomTheErrorSaysSo) {
+  open(options(Bytes(0)), Pace::kEager);
+  forward(8);
+  trainer_->drain();
+  const Bytes free = trainer_->device().memory().value().free;
+  auto hog = trainer_->device().allocate(static_cast<size_t>(free.count()), trainer_->compute(), "hog").value();
+  EXPECT_THROW((void)trainer_->use(saved_[0]), OutOfBudget);
+  hog.reset();
+  backward();
+  expect_clean();
+}
+
 /// Whether the last copies have passed before or not: what left is lost to its users either way.
 TEST_F(StoreDeviceTest, ALostDeviceIsAnErrorThatSaysSo) {
   for (const bool before_the_copies_pass : {true, false}) {

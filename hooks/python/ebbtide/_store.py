@@ -35,6 +35,8 @@ class Store:
     Args:
         device_budget: bytes of saved tensors that may stay where they were computed: an int, a text such as "2GiB", or "30%" of what the model saves. Default:
             what memory and cgroup allow, less 1/16.
+        device_memory: instead of `device_budget`, the peak that the process may have on each device (without an accelerator: of resident memory), from which
+            the budget is derived. The peaks that torch counts are restarted in passes that are measured.
         host_budget: bytes of pooled memory that tensors come back into. Default: 5/4 of `device_budget`, from 64 MiB to 1 GiB.
         on_full: "keep" or "raise" (default where a budget is given) when nothing has room.
         spill_to: a folder on a disk, or several, striped over.

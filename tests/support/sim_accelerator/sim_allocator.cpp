@@ -91,6 +91,9 @@ class SimAllocator final : public c10::DeviceAllocator {
     if (!memory.ok() && memory.failure().code == FailureCode::kOverCapacity) {
       give_back_fenced(*device, /*wait=*/true);
       memory = device->chaos->allocate(size, stream, "tensor");
+      const std::lock_guard lock(device->mutex);
+      ++device->retries;
+      device->refusals += memory.ok() ? 0 : 1;
     }
     TORCH_CHECK_WITH(OutOfMemoryError, memory.ok() || memory.failure().code != FailureCode::kOverCapacity,
                      "sim out of memory. Tried to allocate ", size, " bytes on ", torch_device, ", where ",
@@ -135,7 +138,10 @@ class SimAllocator final : public c10::DeviceAllocator {
     const std::shared_ptr<SimDevice> device = sim_device(index);
     const std::lock_guard lock(device->mutex);
     c10::CachingDeviceAllocator::DeviceStats stats;
-    stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)] = device->allocated;
+    constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    stats.allocated_bytes[kAll] = stats.reserved_bytes[kAll] = device->allocated;
+    stats.num_alloc_retries = device->retries;
+    stats.num_ooms = device->refusals;
     return stats;
   }
   void resetAccumulatedStats(c10::DeviceIndex index) override {

@@ -59,6 +59,8 @@ struct SimDevice {
   std::vector<FencedMemory> fenced;
   c10::CachingAllocator::Stat allocated;  // bytes
   c10::CachingAllocator::Stat others;     // of these, what is not set apart
+  int64_t retries = 0;                    // allocations that found no room at first,
+  int64_t refusals = 0;                   // and those of them that found none at last
 };
 
 /// The devices of the SimAccelerator that lives. Throws where there is none.
