@@ -6,6 +6,7 @@
 #include <ebbtide/transfer/cuda_device.h>
 #include <ebbtide/transfer/device_allocator.h>
 
+#include <ATen/Context.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
@@ -117,6 +118,33 @@ Accelerators::Served Accelerators::of(StoreCore& core, c10::Device device) {
   if (!served.device) core.warn("tensors on " + device.str() + " stay where they are: " + why);
   served_.emplace(device, served);
   return served;
+}
+
+std::vector<DoctorOptions::Accelerator> accelerators_of_torch() {
+  std::vector<DoctorOptions::Accelerator> found;
+  try {
+    if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA)) return found;
+    const c10::DeviceIndex count = c10::impl::getDeviceGuardImpl(c10::kCUDA)->deviceCount();
+    if (count == 0) return found;
+    at::globalContext().lazyInitDevice(c10::kCUDA);
+    for (c10::DeviceIndex index = 0; index < count; ++index) {
+      const c10::Device device(c10::kCUDA, index);
+      DoctorOptions::Accelerator& accelerator = found.emplace_back();
+      accelerator.name = device.str();
+      auto opened = open_cuda(index);
+      if (!opened.ok()) {
+        accelerator.refused = std::move(opened).failure().message;
+        continue;
+      }
+      accelerator.device = std::move(opened).value();
+      accelerator.name += " (" + accelerator.device->name() + ")";
+      accelerator.allocator = std::make_shared<TorchAllocator>(device);
+      accelerator.stream = current_stream(device);
+    }
+  } catch (const std::exception& error) {  // torch's own, of a driver that does not work
+    found.push_back({.name = "CUDA", .refused = error.what()});
+  }
+  return found;
 }
 
 StreamId current_stream(c10::Device device) {

@@ -3,6 +3,7 @@
 
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/store/doctor.h>
 #include <ebbtide/transfer/device.h>
 
 #include <c10/core/Device.h>
@@ -13,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <vector>
 
 namespace ebbtide {
 
@@ -45,6 +47,10 @@ class EBBTIDE_API Accelerators {
   std::unordered_map<c10::DeviceType, OpenDevice> openers_;
   std::unordered_map<c10::Device, Served> served_;
 };
+
+/// Every CUDA device that torch sees, with memory of torch's and this thread's stream to measure its link with. Starts CUDA
+/// where the process has not yet.
+EBBTIDE_API std::vector<DoctorOptions::Accelerator> accelerators_of_torch();
 
 /// The stream of this thread's work on `device`, as the store names it.
 StreamId current_stream(c10::Device device);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/hooks/checkpoint.h>
+#include <ebbtide/hooks/doctor.h>
 #include <ebbtide/hooks/module_parameters.h>
 #include <ebbtide/hooks/offload_scope.h>
 #include <ebbtide/hooks/region.h>

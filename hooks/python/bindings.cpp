@@ -1,5 +1,7 @@
 // The Python module: a thin layer over the C++ store. Options, statistics and errors cross here; saved tensors never do
 // (see hooks/engine.h).
+#include <ebbtide/hooks/accelerators.h>
+#include <ebbtide/hooks/doctor.h>
 #include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/module_parameters.h>
 #include <ebbtide/hooks/python/checkpoint_bindings.h>
@@ -21,6 +23,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -265,6 +268,26 @@ PYBIND11_MODULE(_ebbtide, module) {
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })
       .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
+
+  // As text and as JSON.
+  module.def(
+      "doctor",
+      [](std::vector<std::string> folders) {
+        const Diagnosis found = doctor(std::move(folders));
+        return std::pair(to_text(found), to_json(found));
+      },
+      released);
+  module.def(
+      "measure_links", [] { return to_json(doctor(DoctorOptions{.accelerators = accelerators_of_torch()})); },
+      released);
+  module.def(
+      "measure_folders",
+      [](std::vector<std::string> folders, double seconds) {
+        const auto each_way =
+            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(seconds));
+        return to_json(doctor(DoctorOptions{.folders = std::move(folders), .each_way = each_way}));
+      },
+      released);
 
   module.def("bytes_text", [](int64_t bytes) { return to_string(Bytes(bytes)); });
   py::class_<SavedProfile>(module, "SavedProfile")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import _paths, _plan_command, _trace_command
+from . import _bench_command, _doctor, _paths, _plan_command, _trace_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +17,8 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     cmake_prefix = commands.add_parser("cmake-prefix", help="print what to put in CMAKE_PREFIX_PATH to find_package(Ebbtide)")
     cmake_prefix.set_defaults(run=lambda parser, arguments: print(_paths.cmake_prefix()))
+    _bench_command.add_to(commands)
+    _doctor.add_to(commands)
     _plan_command.add_to(commands)
     _trace_command.add_to(commands)
     arguments = parser.parse_args(arguments)
