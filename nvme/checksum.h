@@ -1,7 +1,8 @@
 // Checksums of what rests on disk.
 #pragma once
 
-#include <cstddef>
+#include <ebbtide/nvme/xxh3.h>
+
 #include <cstdint>
 #include <span>
 
@@ -15,7 +16,7 @@ struct ChunkIdentity {
   uint64_t offset = 0;      ///< of the chunk in the item
 };
 
-/// XXH3-64 of `parts`, one after another, as if they lay in one piece: how memory is cut up does not change the sum.
-uint64_t checksum(const ChunkIdentity& identity, std::span<const std::span<const std::byte>> parts) noexcept;
+/// XXH3-64 of `runs`, one after another, as if they lay in one piece: how memory is cut up does not change the sum.
+uint64_t checksum(const ChunkIdentity& identity, std::span<const HashedRun> runs) noexcept;
 
 }  // namespace ebbtide::nvme

@@ -27,14 +27,14 @@ uint64_t total_bytes(const std::vector<IoPiece>& pieces) {
 uint64_t chunk_checksum(const Item& item, uint32_t chunk, const std::vector<IoPiece>& pieces) {
   const uint64_t begin = chunk * kChunkBytes;
   const uint64_t end = std::min(begin + kChunkBytes, item.bytes);
-  std::vector<std::span<const std::byte>> parts;
+  std::vector<HashedRun> runs;
   uint64_t at = 0;
   for (const IoPiece& piece : pieces) {
     const uint64_t from = std::max(begin, at), to = std::min(end, at + piece.bytes);
-    if (from < to) parts.emplace_back(piece.data + (from - at), to - from);
+    if (from < to) runs.push_back({piece.data + (from - at), to - from});
     at += piece.bytes;
   }
-  return checksum({item.name, item.generation, begin}, parts);
+  return checksum({item.name, item.generation, begin}, runs);
 }
 
 }  // namespace
