@@ -3,11 +3,13 @@
 #include <ebbtide/ebbtide.h>
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/utils.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <random>
 #include <utility>
@@ -21,7 +23,7 @@ using at::Tensor;
 
 class Program {
  public:
-  Program(uint64_t seed, Store* store) : random_(seed), store_(store) {
+  Program(uint64_t seed, const Treatment& treatment) : random_(seed), treatment_(treatment) {
     torch::manual_seed(seed);
     constexpr c10::ScalarType kTypes[] = {at::kFloat, at::kFloat, at::kDouble, at::kBFloat16};
     type_ = kTypes[draw(4)];
@@ -30,11 +32,15 @@ class Program {
   GraphOutcome run() {
     {
       std::optional<OffloadScope> scope;
-      if (store_ != nullptr) scope.emplace(*store_);
+      if (treatment_.store != nullptr) scope.emplace(*treatment_.store);
       const bool backward_inside = draw(3) == 0;
       make_leaves();
-      const int64_t length = 6 + draw(30);
-      for (int64_t i = 0; i < length; ++i) step();
+      outcome_.steps = 6 + draw(30);
+      for (int64_t i = 0; i < outcome_.steps; ++i) {
+        std::optional<Region> forced;
+        if (treatment_.forced && treatment_.forced->step == i) forced.emplace("forced", treatment_.forced->policy);
+        step();
+      }
       auto losses = make_losses();
       if (!live_.empty() && chance(4)) held_ = any();
       live_.clear();
@@ -69,6 +75,15 @@ class Program {
   // Leaves
 
   Tensor noise(at::IntArrayRef sizes) { return at::randn(sizes, type_); }
+  /// In a region the same each time that it runs, and drawn from no generator of torch's, which would be put back for it.
+  Tensor noise_of_region(at::IntArrayRef sizes) {
+    if (region_->next == region_->weights.size()) {
+      auto generator = at::make_generator<at::CPUGeneratorImpl>(region_->weights.size());
+      const Tensor noise = at::randn(sizes, generator, at::TensorOptions().dtype(type_));
+      region_->weights.push_back(leaf(noise) * 1);  // a copy: to the leaf somebody may write
+    }
+    return region_->weights[region_->next++];
+  }
   Tensor leaf(const Tensor& tensor) {
     leaves_.push_back(tensor.detach().requires_grad_(true));
     return leaves_.back();
@@ -95,8 +110,10 @@ class Program {
           live_.push_back(leaf(noise({b, t, d})));
       }
   }
-  Tensor vector(int64_t size) { return leaf(noise({size})); }
-  Tensor weight(int64_t in, int64_t out) { return leaf(noise({in, out}) * 0.1); }
+  Tensor vector(int64_t size) { return region_ != nullptr ? noise_of_region({size}) : leaf(noise({size})); }
+  Tensor weight(int64_t in, int64_t out) {
+    return region_ != nullptr ? noise_of_region({in, out}) : leaf(noise({in, out}) * 0.1);
+  }
 
   // Operations
 
@@ -116,7 +133,7 @@ class Program {
     const Tensor x = any();
     noting_errors([&] {
       Tensor y;
-      switch (draw(6)) {
+      switch (draw(7)) {
         case 0:
         case 1:
           y = unary(x);
@@ -129,6 +146,9 @@ class Program {
           break;
         case 4:
           y = view(x);
+          break;
+        case 5:
+          y = region(x);
           break;
         default:
           return chance(3) ? write(x) : live_.push_back(unary(x));
@@ -266,6 +286,68 @@ class Program {
     }
   }
 
+  // Regions
+
+  /// What a region's function draws from while it runs, each time the same.
+  struct InRegion {
+    std::vector<Tensor> weights;  // made in the first run
+    size_t next = 0;
+  };
+  /// The program, while it is in a region.
+  class Inside {
+   public:
+    Inside(Program& program, uint64_t seed, InRegion& region, std::vector<Tensor> inputs)
+        : program_(program), random_(seed), live_(std::move(inputs)), region_(&region) {
+      region.next = 0;
+      exchange();
+    }
+    ~Inside() { exchange(); }
+    Inside(const Inside&) = delete;
+    Inside& operator=(const Inside&) = delete;
+
+   private:
+    void exchange() {
+      std::swap(program_.random_, random_);
+      std::swap(program_.live_, live_);
+      std::swap(program_.region_, region_);
+    }
+    Program& program_;
+    std::mt19937_64 random_;
+    std::vector<Tensor> live_;
+    InRegion* region_;
+  };
+
+  Tensor region(const Tensor& x) {
+    // Copies: nobody else writes to what a region reads, which is an error for a region and may be none without it.
+    const std::vector<Tensor> inputs{x * 1, like(x) * 1};
+    const auto function = [this, seed = random_(),
+                           of_region = std::make_shared<InRegion>()](const std::vector<Tensor>& values) {
+      const Inside inside(*this, seed, *of_region, values);
+      for (int64_t i = 0, count = 1 + draw(5); i < count; ++i) live_.push_back(step_inside());
+      const Tensor& result = live_.back();
+      const bool shares = std::ranges::any_of(values, [&](const Tensor& value) { return result.is_alias_of(value); });
+      return shares ? result * 1 : result;
+    };
+    return treatment_.checkpoints ? checkpoint(function, inputs) : function(inputs);
+  }
+  Tensor step_inside() {
+    const Tensor x = any();
+    switch (draw(7)) {
+      case 0:
+        return binary(x);
+      case 1:
+        return heavy(x);
+      case 2:
+        return view(x);
+      case 3:
+        return chance(2) ? region(x) : at::dropout(x, 0.4, true);
+      case 4:
+        return x.clone().mul_(2).sigmoid_();
+      default:
+        return unary(x);
+    }
+  }
+
   void write(const Tensor& x) {
     if (x.is_leaf()) return live_.push_back(x * 1.5);
     Tensor target = x;
@@ -373,7 +455,8 @@ class Program {
   }
 
   std::mt19937_64 random_;
-  Store* const store_;
+  const Treatment treatment_;
+  InRegion* region_ = nullptr;  // that the program is in
   c10::ScalarType type_ = at::kFloat;
   std::vector<Tensor> leaves_;
   std::vector<Tensor> live_;
@@ -384,8 +467,8 @@ class Program {
 
 }  // namespace
 
-GraphOutcome run_random_graph(uint64_t seed, Store* store) {
-  return Program(seed, store).run();
+GraphOutcome run_random_graph(uint64_t seed, const Treatment& treatment) {
+  return Program(seed, treatment).run();
 }
 
 }  // namespace ebbtide::test

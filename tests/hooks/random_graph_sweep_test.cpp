@@ -48,10 +48,19 @@ Options options_of(const Machine& machine, const Folder& folder) {
   return options;
 }
 
+/// To open a store on this machine's own topology takes longer than a graph.
+void pretend_a_small_machine() {
+  ASSERT_EQ(::setenv("HWLOC_SYNTHETIC", "numa:1 pu:2", 1), 0);
+}
+
+void expect_same(const GraphOutcome& outcome, const GraphOutcome& plain) {
+  ASSERT_EQ(comparable(outcome.errors), comparable(plain.errors));
+  ASSERT_TRUE(same_bits(outcome.gradients, plain.gradients));
+}
+
 TEST(RandomGraphSweep, SameBitsAndSameErrors) {
   const Folder folder;
-  // To open a store on this machine's own topology takes longer than a graph.
-  ASSERT_EQ(::setenv("HWLOC_SYNTHETIC", "numa:1 pu:2", 1), 0);
+  pretend_a_small_machine();
   // Stores of many graphs: what a call site was once seen to do must hold for others.
   std::vector<std::unique_ptr<Store>> stores;
   const auto open_stores = [&] {
@@ -65,12 +74,18 @@ TEST(RandomGraphSweep, SameBitsAndSameErrors) {
   open_stores();
   Count kept, spilled, recomputed;
   sweep("random autograd graphs", 10'000, [&](uint64_t seed) {
-    const GraphOutcome plain = run_random_graph(seed, nullptr);
+    const GraphOutcome plain = run_random_graph(seed, {});
+    {
+      SCOPED_TRACE("checkpoints alone");
+      ASSERT_NO_FATAL_FAILURE(expect_same(run_random_graph(seed, {.checkpoints = true}), plain));
+    }
     for (size_t i = 0; i < stores.size(); ++i) {
       SCOPED_TRACE(kMachines[i].name);
-      const GraphOutcome outcome = run_random_graph(seed, stores[i].get());
-      ASSERT_EQ(comparable(outcome.errors), comparable(plain.errors));
-      ASSERT_TRUE(same_bits(outcome.gradients, plain.gradients));
+      for (const bool checkpoints : {false, true}) {
+        SCOPED_TRACE(checkpoints ? "checkpoints" : "no checkpoints");
+        const Treatment treatment{.store = stores[i].get(), .checkpoints = checkpoints};
+        ASSERT_NO_FATAL_FAILURE(expect_same(run_random_graph(seed, treatment), plain));
+      }
     }
     if (plain.left > 0) return open_stores();  // what torch never frees stays in their counts
     for (size_t i = 0; i < stores.size(); ++i) {
@@ -84,6 +99,45 @@ TEST(RandomGraphSweep, SameBitsAndSameErrors) {
   EXPECT_GT(kept.tensors, 0);
   EXPECT_GT(spilled.tensors, 0);
   EXPECT_GT(recomputed.tensors, 0);
+}
+
+/// What each step of a program saves is kept, moved and made again in turn, whatever becomes of the rest.
+TEST(RandomGraphSweep, EachStepsActionForcedInTurn) {
+  const Folder folder;
+  pretend_a_small_machine();
+  std::unique_ptr<Store> store;
+  Fates forced;
+  const auto note = [&] {
+    if (!store) return;
+    const auto regions = store->stats().regions;
+    if (const auto found = regions.find("forced"); found != regions.end()) forced += found->second;
+  };
+  const auto open = [&] {
+    note();
+    store = std::make_unique<Store>(options_of(kMachines[4], folder));
+    store->on_warning([](const std::string&) {});
+    store->core()->use_costly_recipes(true);
+  };
+  open();
+  sweep(
+      "random autograd graphs, each step's action forced", 10'000,
+      [&](uint64_t seed) {
+        const GraphOutcome plain = run_random_graph(seed, {});
+        for (int64_t step = 0; step < plain.steps; ++step) {
+          for (const Policy policy : {Policy::kKeep, Policy::kSpill, Policy::kRecompute}) {
+            SCOPED_TRACE("step " + std::to_string(step) + ", policy " + std::to_string(static_cast<int>(policy)));
+            const Treatment treatment{.store = store.get(), .checkpoints = true, .forced = {{step, policy}}};
+            ASSERT_NO_FATAL_FAILURE(expect_same(run_random_graph(seed, treatment), plain));
+          }
+        }
+        if (plain.left > 0) return open();  // what torch never frees stays in its counts
+        expect_all_is_over(*store);
+      },
+      15);
+  note();
+  EXPECT_GT(forced.kept.tensors, 0);
+  EXPECT_GT(forced.spilled.tensors, 0);
+  EXPECT_GT(forced.recomputed.tensors, 0);
 }
 
 }  // namespace
