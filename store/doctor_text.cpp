@@ -1,19 +1,10 @@
 // A diagnosis in writing.
 #include <ebbtide/store/doctor.h>
 #include <ebbtide/store/json.h>
-
-#include <array>
-#include <cstdio>
+#include <ebbtide/store/text_line.h>
 
 namespace ebbtide {
 namespace {
-
-template <class... Arguments>
-std::string line(const char* format, Arguments... arguments) {
-  std::array<char, 512> text{};
-  std::snprintf(text.data(), text.size(), format, arguments...);
-  return std::string(text.data()) + "\n";
-}
 
 std::string speed_text(double bytes_per_second) {
   return to_string(Bytes(static_cast<int64_t>(bytes_per_second))) + "/s";
@@ -24,26 +15,27 @@ std::string name_of(NumaNode node) {
 }
 
 std::string text_of(const Diagnosis::Accelerator& accelerator) {
-  std::string text = line("%s", accelerator.name.c_str());
+  std::string text = text_line("%s", accelerator.name.c_str());
   if (!accelerator.pci_address.empty())
-    text += line("  %s, %s", accelerator.pci_address.c_str(),
-                 accelerator.node ? ("near NUMA node " + name_of(*accelerator.node)).c_str() : "NUMA node not known");
+    text +=
+        text_line("  %s, %s", accelerator.pci_address.c_str(),
+                  accelerator.node ? ("near NUMA node " + name_of(*accelerator.node)).c_str() : "NUMA node not known");
   if (accelerator.memory > Bytes(0))
-    text += line("  %s of %s free", to_string(accelerator.free).c_str(), to_string(accelerator.memory).c_str());
+    text += text_line("  %s of %s free", to_string(accelerator.free).c_str(), to_string(accelerator.memory).c_str());
   if (accelerator.link)
-    text += line("  link: %s out, %s in; both at once %s and %s", speed_text(accelerator.link->out).c_str(),
-                 speed_text(accelerator.link->in).c_str(), speed_text(accelerator.link->out_with_in).c_str(),
-                 speed_text(accelerator.link->in_with_out).c_str());
+    text += text_line("  link: %s out, %s in; both at once %s and %s", speed_text(accelerator.link->out).c_str(),
+                      speed_text(accelerator.link->in).c_str(), speed_text(accelerator.link->out_with_in).c_str(),
+                      speed_text(accelerator.link->in_with_out).c_str());
   if (!accelerator.refused.empty()) text += "  " + accelerator.refused + "\n";
   return text;
 }
 
 std::string text_of(const Diagnosis::Folder& folder) {
-  std::string text = line("%s, %s free", folder.path.c_str(), to_string(folder.free).c_str());
+  std::string text = text_line("%s, %s free", folder.path.c_str(), to_string(folder.free).c_str());
   if (!folder.description.empty()) text += "  " + folder.description + "\n";
   if (folder.speed)
-    text +=
-        line("  writes %s, reads %s", speed_text(folder.speed->write).c_str(), speed_text(folder.speed->read).c_str());
+    text += text_line("  writes %s, reads %s", speed_text(folder.speed->write).c_str(),
+                      speed_text(folder.speed->read).c_str());
   if (!folder.refused.empty()) text += "  " + folder.refused + "\n";
   return text;
 }
@@ -87,20 +79,21 @@ Json json_of(const Diagnosis::Folder& folder) {
 }  // namespace
 
 std::string to_text(const Diagnosis& found) {
-  std::string text = line("%-46s %12s %12s", "host memory, by what bounds it", "left", "of");
+  std::string text = text_line("%-46s %12s %12s", "host memory, by what bounds it", "left", "of");
   for (const auto& bound : found.memory)
-    text +=
-        line("  %-44s %12s %12s", bound.where.c_str(), to_string(bound.left).c_str(), to_string(bound.limit).c_str());
+    text += text_line("  %-44s %12s %12s", bound.where.c_str(), to_string(bound.left).c_str(),
+                      to_string(bound.limit).c_str());
   if (found.memory.empty()) text += "  no bound that can be read\n";
   for (const auto& node : found.nodes)
-    text += line("  %-44s %12s %12s", ("NUMA node " + name_of(node.number)).c_str(), to_string(node.left).c_str(),
-                 to_string(node.memory).c_str());
-  text += line("budgets where none are given: device_budget %s for CPU tensors, host_budget %s with an accelerator",
-               to_string(found.device_budget).c_str(), to_string(found.host_budget).c_str());
+    text += text_line("  %-44s %12s %12s", ("NUMA node " + name_of(node.number)).c_str(), to_string(node.left).c_str(),
+                      to_string(node.memory).c_str());
+  text +=
+      text_line("budgets where none are given: device_budget %s for CPU tensors, host_budget %s with an accelerator",
+                to_string(found.device_budget).c_str(), to_string(found.host_budget).c_str());
   text += "binding to NUMA nodes: " + (found.unbound_because.empty() ? "works" : found.unbound_because) + "\n";
-  text += line("huge pages: %s; memory that may be locked: %s; jemalloc %s",
-               found.huge_pages.empty() ? "not known" : found.huge_pages.c_str(),
-               found.memlock ? to_string(*found.memlock).c_str() : "no limit", found.jemalloc.c_str());
+  text += text_line("huge pages: %s; memory that may be locked: %s; jemalloc %s",
+                    found.huge_pages.empty() ? "not known" : found.huge_pages.c_str(),
+                    found.memlock ? to_string(*found.memlock).c_str() : "no limit", found.jemalloc.c_str());
   if (found.accelerators.empty()) text += "no accelerator: tensors in host memory go to disk\n";
   for (const auto& accelerator : found.accelerators) text += text_of(accelerator);
   for (const auto& folder : found.folders) text += text_of(folder);

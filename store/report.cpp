@@ -1,4 +1,5 @@
 #include <ebbtide/store/report.h>
+#include <ebbtide/store/text_line.h>
 
 #include <algorithm>
 #include <array>
@@ -9,24 +10,17 @@
 namespace ebbtide {
 namespace {
 
-template <class... Arguments>
-std::string line(const char* format, Arguments... arguments) {
-  std::array<char, 512> text{};
-  std::snprintf(text.data(), text.size(), format, arguments...);
-  return std::string(text.data()) + "\n";
-}
-
 std::string tier_line(const char* name, const TierStats& tier) {
-  return line("  %-24s %12s %12s %12s", name, to_string(tier.bytes).c_str(), to_string(tier.peak_bytes).c_str(),
-              to_string(tier.budget_bytes).c_str());
+  return text_line("  %-24s %12s %12s %12s", name, to_string(tier.bytes).c_str(), to_string(tier.peak_bytes).c_str(),
+                   to_string(tier.budget_bytes).c_str());
 }
 
 std::string count_line(const char* name, const Count& count) {
-  return line("  %-48s %10lld %12s", name, static_cast<long long>(count.tensors), to_string(count.bytes).c_str());
+  return text_line("  %-48s %10lld %12s", name, static_cast<long long>(count.tensors), to_string(count.bytes).c_str());
 }
 
 std::string beyond_line(const char* name, Bytes now, Bytes peak) {
-  return line("  %-24s %12s %12s", name, to_string(now).c_str(), to_string(peak).c_str());
+  return text_line("  %-24s %12s %12s", name, to_string(now).c_str(), to_string(peak).c_str());
 }
 
 /// Why the device's peak is more than its budget: what one node asks for, it has at once.
@@ -58,12 +52,12 @@ std::string regions_text(const std::map<std::string, Fates>& regions) {
   std::vector<std::pair<std::string, Fates>> sorted(regions.begin(), regions.end());
   std::ranges::stable_sort(sorted, [&](const auto& a, const auto& b) { return all(a.second) > all(b.second); });
   constexpr size_t kShown = 24;
-  std::string text = line("%-36s %12s %12s %12s %12s", "region", "kept", "offloaded", "spilled", "recomputed");
+  std::string text = text_line("%-36s %12s %12s %12s %12s", "region", "kept", "offloaded", "spilled", "recomputed");
   for (size_t i = 0; i < std::min(sorted.size(), kShown); ++i) {
     const auto& [name, fates] = sorted[i];
-    text += line("  %-34s %12s %12s %12s %12s", name.c_str(), to_string(fates.kept.bytes).c_str(),
-                 to_string(fates.offloaded.bytes).c_str(), to_string(fates.spilled.bytes).c_str(),
-                 to_string(fates.recomputed.bytes).c_str());
+    text += text_line("  %-34s %12s %12s %12s %12s", name.c_str(), to_string(fates.kept.bytes).c_str(),
+                      to_string(fates.offloaded.bytes).c_str(), to_string(fates.spilled.bytes).c_str(),
+                      to_string(fates.recomputed.bytes).c_str());
   }
   if (sorted.size() > kShown) text += "  and " + std::to_string(sorted.size() - kShown) + " more\n";
   return text;
@@ -73,16 +67,16 @@ std::string regions_text(const std::map<std::string, Fates>& regions) {
 std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan) {
   std::map<std::string, Count> treated;
   for (const PlannedRecord& record : plan) treated[record.action + ": " + record.why].add(record.bytes);
-  std::string text = line("%-50s %10s %12s", "planned, of a pass", "tensors", "bytes");
+  std::string text = text_line("%-50s %10s %12s", "planned, of a pass", "tensors", "bytes");
   for (const auto& [how, count] : by_bytes(treated)) text += count_line(("  " + how).c_str(), count);
   const double off = stats.measured_step_s / stats.predicted_step_s - 1;
   return text +
-         line(
+         text_line(
              "a pass was predicted to take %.3f s and took %.3f s (%+.1f%%); by its account no plan takes less "
              "than %.3f s",
              stats.predicted_step_s, stats.measured_step_s, 100 * off, stats.lower_bound_step_s) +
-         line("and to hold %s at most, and held %s", to_string(stats.predicted_peak_bytes).c_str(),
-              to_string(stats.measured_peak_bytes).c_str());
+         text_line("and to hold %s at most, and held %s", to_string(stats.predicted_peak_bytes).c_str(),
+                   to_string(stats.measured_peak_bytes).c_str());
 }
 
 /// Why callers waited, the longest first, and for which ops' tensors.
@@ -99,7 +93,7 @@ std::string stalls_text(const Stats& stats) {
     return sorted;
   };
   const auto waits_line = [](const std::string& what, const Waits& waits) {
-    return line("  %-48s %10lld %10.3f s", what.c_str(), static_cast<long long>(waits.times), waits.seconds);
+    return text_line("  %-48s %10lld %10.3f s", what.c_str(), static_cast<long long>(waits.times), waits.seconds);
   };
   constexpr size_t kOps = 5;
   std::string text;
@@ -117,12 +111,12 @@ std::string stalls_text(const Stats& stats) {
 
 /// Whose the peak is, of all that the process has on the device.
 std::string memory_text(const std::string& device, const MemoryStats& memory, Bytes budget) {
-  std::string text = line(
+  std::string text = text_line(
       "of %s the process had %s of %s at its peak (when it was last measured), %s of them saved tensors,",
       device.c_str(), to_string(memory.peak).c_str(), to_string(memory.most).c_str(), to_string(memory.saved).c_str());
   text += "  " + memory.at + "\n";
-  text += line("  without saved tensors %s at most, which leaves them %s", to_string(memory.others).c_str(),
-               to_string(budget).c_str());
+  text += text_line("  without saved tensors %s at most, which leaves them %s", to_string(memory.others).c_str(),
+                    to_string(budget).c_str());
   return text;
 }
 
@@ -134,8 +128,8 @@ std::string frozen_text(const Stats& stats, const ReportContext& context) {
 
 std::string link_line(const char* name, const LinkStats& link) {
   const double gib = static_cast<double>(link.bytes.count()) / (1 << 30);
-  return line("  %-24s %12s %10.2f s %8.2f GiB/s", name, to_string(link.bytes).c_str(), link.busy_s,
-              link.busy_s > 0 ? gib / link.busy_s : 0.0);
+  return text_line("  %-24s %12s %10.2f s %8.2f GiB/s", name, to_string(link.bytes).c_str(), link.busy_s,
+                   link.busy_s > 0 ? gib / link.busy_s : 0.0);
 }
 
 std::string rated_text(const WearStats& wear) {
@@ -148,9 +142,9 @@ std::string rated_text(const WearStats& wear) {
 }  // namespace
 
 std::string render_report(const Stats& stats, const PassStats& last_pass, const ReportContext& context) {
-  std::string text = line("Ebbtide: %lld passes, %s saved by autograd", static_cast<long long>(stats.passes),
-                          to_string(stats.saved.bytes).c_str());
-  text += line("%-26s %12s %12s %12s", "tier", "now", "peak", "budget");
+  std::string text = text_line("Ebbtide: %lld passes, %s saved by autograd", static_cast<long long>(stats.passes),
+                               to_string(stats.saved.bytes).c_str());
+  text += text_line("%-26s %12s %12s %12s", "tier", "now", "peak", "budget");
   const bool accelerators = stats.devices.size() > 1;
   for (size_t i = accelerators ? 1 : 0; i < stats.devices.size(); ++i)
     text += tier_line(i == 0 ? "device (CPU tensors)" : stats.devices[i].name.c_str(), stats.devices[i]);
@@ -159,13 +153,13 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   if (!stats.host_pageable_because.empty())
     text += "  not all of it is pinned, so that copies are slow and waited for: " + stats.host_pageable_because + "\n";
   if (stats.host_other_node > 0)
-    text += line("  %lld blocks lie on another NUMA node than their device, since its own was full",
-                 static_cast<long long>(stats.host_other_node));
+    text += text_line("  %lld blocks lie on another NUMA node than their device, since its own was full",
+                      static_cast<long long>(stats.host_other_node));
   text += tier_line("spill", stats.spill);
   if (!context.spill.empty()) text += "  " + context.spill + "\n";
 
   if (stats.handed_over_peak + stats.referenced_elsewhere_peak + stats.recipe_bytes_peak > Bytes(0)) {
-    text += line("%-26s %12s %12s", "alive, in no budget", "now", "peak");
+    text += text_line("%-26s %12s %12s", "alive, in no budget", "now", "peak");
     text += beyond_line("handed over to nodes", stats.handed_over, stats.handed_over_peak);
     text += beyond_line("referenced elsewhere", stats.referenced_elsewhere, stats.referenced_elsewhere_peak);
     if (stats.recipe_bytes_peak > Bytes(0))
@@ -174,7 +168,7 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
                         stats.alive_peak);
   }
 
-  text += line("%-50s %10s %12s", "what became of it", "tensors", "bytes");
+  text += text_line("%-50s %10s %12s", "what became of it", "tensors", "bytes");
   text += count_line("saved", stats.saved);
   text += count_line("  kept", stats.kept);
   text += count_line("  offloaded", stats.offloaded);
@@ -186,26 +180,26 @@ std::string render_report(const Stats& stats, const PassStats& last_pass, const 
   for (const auto& [reason, count] : by_bytes(stats.passed_through_reasons))
     text += count_line(("  " + reason).c_str(), count);
   for (const auto& [op, sites] : stats.unequal_redos)
-    text += line("%s: %lld call sites give other bits when run again, and are stored", op.c_str(),
-                 static_cast<long long>(sites));
+    text += text_line("%s: %lld call sites give other bits when run again, and are stored", op.c_str(),
+                      static_cast<long long>(sites));
 
   if (!stats.regions.empty()) text += regions_text(stats.regions);
 
   if (stats.d2h.bytes > Bytes(0)) {
-    text += line("%-26s %12s %12s %14s", "device link", "bytes", "busy", "speed");
+    text += text_line("%-26s %12s %12s %14s", "device link", "bytes", "busy", "speed");
     text += link_line("out", stats.d2h);
     text += link_line("in", stats.h2d);
   }
   if (stats.disk_write.bytes > Bytes(0)) {
-    text += line("%-26s %12s %12s %14s", "disk", "bytes", "busy", "speed");
+    text += text_line("%-26s %12s %12s %14s", "disk", "bytes", "busy", "speed");
     text += link_line("written", stats.disk_write);
     text += link_line("read", stats.disk_read);
-    text += line("  written: %s a pass, %s a day at this pace%s", to_string(stats.wear.a_pass).c_str(),
-                 to_string(stats.wear.a_day).c_str(), rated_text(stats.wear).c_str());
+    text += text_line("  written: %s a pass, %s a day at this pace%s", to_string(stats.wear.a_pass).c_str(),
+                      to_string(stats.wear.a_day).c_str(), rated_text(stats.wear).c_str());
   }
   if (!context.plan_file.empty()) text += frozen_text(stats, context);
   if (!context.plan.empty() && stats.predicted_step_s > 0) text += plan_text(stats, context.plan);
-  text += line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
+  text += text_line("callers waited %.3f s in all; %.3f s in the last pass", stats.stall_s, last_pass.stall_s);
   text += stalls_text(stats);
 
   for (const DeviceStats& device : stats.devices) {
