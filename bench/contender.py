@@ -1,4 +1,4 @@
-"""One process of the demo, asked a word at a time over its stdin and answering with a line of JSON each."""
+"""One process of the demo or of compare.py, asked a word at a time over its stdin and answering with a line of JSON each."""
 
 import json
 import os
@@ -19,17 +19,17 @@ class Died(Exception):
 class Contender:
     """Starts at once and computes only while asked. Killed at the end of the `with` block if it has not finished by then."""
 
-    def __init__(self, name: str, command: list[str]):
+    def __init__(self, name: str, command: list[str], **environment: str):
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")
         # glibc's moving threshold keeps freed blocks of up to 32 MiB: a memory limit would measure malloc, not the contenders.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"} | environment
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1, env=environment
         )
 
-    def wait_ready(self) -> None:
-        self._answer()
+    def wait_ready(self) -> dict:
+        return self._answer()
 
     def ask(self, word: str) -> dict:
         """Errors: Died; BadInput when the process refused its input in one line."""

@@ -7,13 +7,13 @@ from cli import BadInput, format_bytes
 
 
 class MemoryLimit:
-    """A context manager around the group: made on entry, gone on exit, when its processes have ended.
+    """A context manager around the group: made on entry, gone on exit, when its processes have ended. With `swap` what is over the limit may be swapped.
 
     Errors: BadInput where the process may not make one, with the reason.
     """
 
-    def __init__(self, limit_bytes: int, process: Path = Path("/proc/self")):
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, process: Path = Path("/proc/self"), swap: bool = False):
+        self.limit_bytes, self._swap = limit_bytes, swap
         self._parent, self._is_v2 = _parent_group(process)
         self._group = self._parent / f"ebbtide-demo-{os.getpid()}"
 
@@ -22,10 +22,11 @@ class MemoryLimit:
             self._group.mkdir()
             if self._is_v2:
                 self._write("memory.max", self.limit_bytes)
-                self._write("memory.swap.max", 0, optional=True)
+                self._write("memory.swap.max", "max" if self._swap else 0, optional=True)
             else:
                 self._write("memory.limit_in_bytes", self.limit_bytes)
-                self._write("memory.memsw.limit_in_bytes", self.limit_bytes, optional=True)
+                if not self._swap:
+                    self._write("memory.memsw.limit_in_bytes", self.limit_bytes, optional=True)
         except OSError as error:
             self.__exit__()
             raise BadInput(
@@ -47,7 +48,7 @@ class MemoryLimit:
         counts = dict(line.split() for line in events.read_text().splitlines())
         return int(counts.get("oom_kill", 0))
 
-    def _write(self, file: str, value: int, optional: bool = False) -> None:
+    def _write(self, file: str, value: int | str, optional: bool = False) -> None:
         path = self._group / file
         if path.exists() or not optional:  # without swap accounting there is no swap to limit
             path.write_text(str(value))

@@ -10,64 +10,15 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 import cli
+from convnet import ConvNet
 from gpt import Gpt
 from llama import Llama
+from moe import MixtureOfExperts
 
 FOLDER = Path(__file__).resolve().parent / "traces"
 LEAST_BYTES = 64 << 10
-
-
-class ConvNet(nn.Module):
-    """Residual stages whose maps halve while the channels double, as in ResNet."""
-
-    def __init__(self, channels: int = 32, stages: int = 4):
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, 3, padding=1)
-        self.stages = nn.ModuleList()
-        for _ in range(stages):
-            self.stages.append(nn.ModuleList(self._half(channels) for _ in range(2)))
-            self.stages.append(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1))
-            channels *= 2
-        self.head = nn.Linear(channels, 10)
-
-    @staticmethod
-    def _half(channels: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        x = self.stem(images)
-        for stage in self.stages:
-            x = stage(x) if isinstance(stage, nn.Conv2d) else F.relu(x + stage[1](F.relu(stage[0](x))))
-        return F.cross_entropy(self.head(x.mean((2, 3))), labels)
-
-
-class MixtureOfExperts(nn.Module):
-    """Each token goes to the expert that its router prefers: how many an expert gets differs by layer and by step."""
-
-    def __init__(self, layers: int = 6, width: int = 512, experts: int = 8):
-        super().__init__()
-        self.embedding = nn.Embedding(256, width)
-        self.routers = nn.ModuleList(nn.Linear(width, experts) for _ in range(layers))
-        self.experts = nn.ModuleList(
-            nn.ModuleList(nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(experts))
-            for _ in range(layers)
-        )
-        self.head = nn.Linear(width, 256)
-
-    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(inputs).flatten(0, 1)
-        for router, experts in zip(self.routers, self.experts):
-            weights, chosen = router(x).softmax(-1).max(-1)
-            out = torch.zeros_like(x)
-            for number, expert in enumerate(experts):
-                mine = (chosen == number).nonzero()[:, 0]
-                out = out.index_add(0, mine, expert(x[mine]) * weights[mine, None])
-            x = x + out
-        return F.cross_entropy(self.head(x), targets.flatten())
 
 
 class Recorder:

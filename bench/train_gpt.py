@@ -4,19 +4,10 @@ Alone it trains and prints a line a step. With --turns it is a contender of demo
 finish), does that, and answers with one line of JSON. train_gpt.cpp is the same program without Python.
 """
 
-import hashlib
-import json
-import struct
-import sys
-import time
-from contextlib import nullcontext
-from pathlib import Path
-
 import cli
 import device
 import text
-
-COUNTERS = ("saved", "kept", "offloaded", "spilled", "recomputed")
+from training import TextBatches, Training, Way, take_turns
 
 
 def parse_arguments():
@@ -62,114 +53,22 @@ def check_training_options(arguments) -> None:
         raise cli.BadInput(f"--width {arguments.width}: a multiple of 64 is needed, the width of a head")
 
 
-class Training:
-    """The model, its optimizer and its text. One step is: forward, backward, AdamW."""
+def training_of(arguments) -> Training:
+    """Errors: BadInput where there is no text."""
+    data = text.load_text(arguments.data, arguments.tokens)
+    # Past the cheap checks: torch takes seconds to import, and bad input should not.
+    import torch
 
-    def __init__(self, arguments):
-        data = text.load_text(arguments.data, arguments.tokens)
-        # Past the cheap checks: torch takes seconds to import, and bad input should not.
-        import torch
+    from gpt import Gpt
 
-        from gpt import Gpt
-
-        self._torch = torch
-        self._on = device.StepOn(arguments.device)
-        torch.manual_seed(arguments.seed)
-        self._data = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        self._draw = torch.Generator().manual_seed(arguments.seed)
-        self._batch, self._tokens = arguments.batch, arguments.tokens
-        self.model = Gpt(arguments.layers, arguments.width, arguments.tokens, arguments.mode == "checkpoint")
-        self.model.to(self._on.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4)
-        self.store = open_store(arguments) if arguments.mode == "ebbtide" else None
-
-    def next_batch(self):
-        """Bytes and the bytes that follow them, each (batch, tokens), int64; the same for every contender with the same seed."""
-        torch = self._torch
-        starts = torch.randint(len(self._data) - self._tokens, (self._batch,), generator=self._draw).tolist()
-        rows = torch.stack([self._data[start : start + self._tokens + 1] for start in starts]).long()
-        return rows[:, :-1].contiguous().to(self._on.device), rows[:, 1:].contiguous().to(self._on.device)
-
-    def step(self) -> dict:
-        """One timed step; the digest of loss and gradients is taken after the clock has stopped."""
-        batch = self.next_batch()
-        before = self._counters()
-        self._on.wait()
-        start = time.perf_counter()
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.store or nullcontext(), self._on.precision():
-            loss = self.model(*batch)
-        loss.backward()
-        self.optimizer.step()
-        self._on.wait()
-        seconds = time.perf_counter() - start
-        after = self._counters()
-        return {
-            "seconds": seconds,
-            "loss": loss.item(),
-            "digest": self._digest(loss),
-            "bytes": {name: after[name] - before[name] for name in after},
-            "pass": self._pass(),
-        }
-
-    def observe(self) -> dict:
-        """The bytes held over a forward and backward that nothing else sees: no update, the same random draws afterwards."""
-        from saved_bytes import SavedBytes, sample_store
-
-        state = self._draw.get_state()
-        batch = self.next_batch()
-        self._draw.set_state(state)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.store:
-            with sample_store(self.store) as timeline:
-                with self.store, self._on.precision():
-                    loss = self.model(*batch)
-                loss.backward()
-                self._on.wait()
-            answer = {"timeline": timeline}
-        else:
-            count = SavedBytes(self.model.parameters())
-            with count.hooks(), self._on.precision():
-                loss = self.model(*batch)
-            loss.backward()
-            self._on.wait()
-            answer = {"timeline": count.timeline, "saved_bytes": count.peak}
-        self.optimizer.zero_grad(set_to_none=True)
-        return answer
-
-    def finish(self) -> dict:
-        report = self.store.report() if self.store else None
-        if self.store:
-            self.store.close()
-        return {"peak_rss_bytes": peak_rss(), "peak_device_bytes": self._on.peak_bytes(), "report": report}
-
-    def forget_peaks(self) -> None:
-        """Starts the peaks anew, so that imports and observed steps do not count."""
-        self._on.forget_peak()
-        forget_peak_rss()
-
-    def _counters(self) -> dict[str, int]:
-        """What became of saved tensors so far, in bytes; empty without Ebbtide."""
-        if not self.store:
-            return {}
-        stats = self.store.stats()
-        return {name: stats[name]["bytes"] for name in COUNTERS}
-
-    def _pass(self) -> dict[str, float]:
-        """What the plan said of the last pass, and what came; empty without Ebbtide."""
-        if not self.store:
-            return {}
-        stats = self.store.stats()
-        return {name: stats[f"{name.removesuffix('_s')}_step_s"] for name in ("predicted_s", "measured_s", "lower_bound_s")} | {
-            "peak_bytes": stats["device"]["peak_bytes"]
-        }
-
-    def _digest(self, loss) -> str:
-        """128 bits over the loss and every parameter's gradient, in the parameters' order."""
-        digest = hashlib.blake2b(struct.pack("<f", loss.item()), digest_size=16)
-        for parameter in self.model.parameters():
-            digest.update(parameter.grad.contiguous().view(self._torch.uint8).cpu().numpy())
-        return digest.hexdigest()
+    on = device.StepOn(arguments.device)
+    torch.manual_seed(arguments.seed)
+    batches = TextBatches(data, arguments.tokens, arguments.batch, arguments.seed, on.device)
+    model = Gpt(arguments.layers, arguments.width, arguments.tokens, arguments.mode == "checkpoint")
+    model.to(on.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    store = open_store(arguments) if arguments.mode == "ebbtide" else None
+    return Training(model, batches, optimizer, on, Way(lambda: store, store) if store else Way())
 
 
 def import_ebbtide():
@@ -182,34 +81,6 @@ def import_ebbtide():
 
 def open_store(arguments):
     return import_ebbtide().Store(device_budget=arguments.budget, spill_to=arguments.spill)
-
-
-def forget_peak_rss() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # a sandbox without it: the peak then covers the whole process, as it does for every contender
-
-
-def peak_rss() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
-
-
-def take_turns(training: Training) -> None:
-    """Answers the words on stdin until finish, or until demo.py has gone."""
-    stepped = False
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        word = line.strip()
-        if word == "step" and not stepped:
-            training.forget_peaks()
-            stepped = True
-        print(json.dumps({"observe": training.observe, "step": training.step, "finish": training.finish}[word]()), flush=True)
-        if word == "finish":
-            return
 
 
 def train(training: Training, steps: int) -> None:
@@ -226,7 +97,7 @@ def train(training: Training, steps: int) -> None:
 
 
 def run(arguments) -> None:
-    training = Training(arguments)
+    training = training_of(arguments)
     if arguments.turns:
         take_turns(training)
     else:
