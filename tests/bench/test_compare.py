@@ -133,3 +133,12 @@ def test_budgets_are_shares():
     assert "ebbtide_12.5" in contenders.table(contenders.budgets("12.5"))
     with pytest.raises(cli.BadInput):
         contenders.budgets("120")
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 4, 5, 6, 15, 16, 100])
+def test_the_largest_batch_is_found_by_halving(limit):
+    import largest
+
+    tried = []
+    assert largest.search(lambda batch: tried.append(batch) or batch <= limit, start=4) == limit
+    assert len(tried) <= 12 and len(set(tried)) == len(tried)
