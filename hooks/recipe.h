@@ -91,8 +91,8 @@ class EBBTIDE_API RunnableRecipe : public Recipe {
 
 /// A step whose result is a whole storage.
 /// Bits: kernels round by the number of threads and by strides. The first is set for the redo, and what does not come
-/// out with the strides of the tensor that was saved is an error. So is what was made of parameters and has another
-/// fingerprint: torch does not see writes through .data.
+/// out with the strides of the tensor that was saved is an error. So is, in host memory, what was made of parameters and
+/// has another fingerprint: torch does not see writes through .data.
 class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as

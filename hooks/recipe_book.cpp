@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <unordered_set>
 #include <utility>
 
@@ -29,6 +30,12 @@ at::Tensor result_behind(const RecipeBook::Packed& packed) {
       result.nbytes() != result.storage().nbytes())
     return {};
   return result;
+}
+
+/// Null where the device times nothing, or has no event now.
+EventPtr timed_event(Device& device, StreamId stream) {
+  Result<EventPtr> event = device.record_timed(stream);
+  return event.ok() ? std::move(event).value() : nullptr;
 }
 
 /// All that is in the storage, in a row.
@@ -92,13 +99,12 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
   if (!step) return {};
   auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
   const bool rests_on_parameters = !recipe->parameters().empty();
-  const bool has_fingerprint = result.device().is_cpu() && (rests_on_parameters || !recipe->cheap());
   // To compare a costly one each time would cost as much as the op: it is taken on trust, and tried out, as what rests
   // on parameters is.
-  const bool taken_on_trust = has_fingerprint && !search.sound() && !recipe->cheap() && trust_.possible();
+  const bool taken_on_trust = !search.sound() && !recipe->cheap() && trust_.possible();
   if (judge(core, packed, result, *recipe, search.site(), !search.sound() && !taken_on_trust) != Verdict::kEqual)
     return {};
-  if (has_fingerprint) recipe->expect(result.storage());
+  if (result.device().is_cpu() && (rests_on_parameters || !recipe->cheap())) recipe->expect(result.storage());
   if (rests_on_parameters) watch(packed, recipe);
   return {std::move(recipe), (rests_on_parameters || taken_on_trust) && !trust_.earned()};
 }
@@ -129,20 +135,54 @@ void RecipeBook::watch(const Packed& packed, const std::shared_ptr<const TorchRe
   prune_resting_at_ = std::max(kLeastToPrune, 2 * resting_.size());
 }
 
-void RecipeBook::try_out(StoreCore& core, const TorchRecipe& recipe) {
+void RecipeBook::try_out(StoreCore& core, const TorchRecipe& recipe, const c10::Storage& kept, Bytes origin,
+                         const std::shared_ptr<Device>& device, StreamId stream) {
   if (recipe.retired() || !trust_.possible()) return;
+  const int64_t step = trust_.trial();
   try {
-    recipe.run();
-    trust_.held();
+    const auto made = recipe.run();
+    if (!device) {  // it has compared
+      trust_.held(step);
+      return;
+    }
+    const RedoEnvironment environment(kept.device(), at::get_num_threads());
+    const at::Tensor kept_bytes = all_of(kept, at::kByte);  // of the storage that was saved, what views touch
+    const at::Tensor made_bytes =
+        all_of(made->storage(), at::kByte).narrow(0, (origin - recipe.begin()).count(), kept_bytes.numel());
+    if (auto pending = compare_on_device(device, stream, made_bytes, kept_bytes)) {
+      std::lock_guard lock(mutex_);
+      trials_.push_back({step, std::move(*pending), recipe.op()});
+    }  // else the step proves nothing
   } catch (const std::exception&) {
     trust_.failed();
     core.note_unequal_redo(recipe.op());
   }
 }
 
-void RecipeBook::backward_ended() {
+/// Never waits.
+void RecipeBook::look_at_trials(StoreCore& core) {
+  std::vector<Trial> trials;
+  {
+    std::lock_guard lock(mutex_);
+    trials.swap(trials_);
+  }
+  std::erase_if(trials, [&](const Trial& trial) {
+    const Verdict verdict = trial.pending.look();
+    if (verdict == Verdict::kEqual && trust_.held(trial.step)) core.learn_again();
+    if (verdict == Verdict::kUnequal) {
+      trust_.failed();
+      core.note_unequal_redo(trial.op);
+    }
+    return verdict != Verdict::kNotYet;
+  });
+  std::lock_guard lock(mutex_);
+  trials_.insert(trials_.end(), std::make_move_iterator(trials.begin()), std::make_move_iterator(trials.end()));
+}
+
+void RecipeBook::backward_ended(StoreCore& core) {
   cache_->clear();
   trust_.backward_ended();
+  look_at_trials(core);
 }
 
 void RecipeBook::before_change(StoreCore& core, std::span<const at::Tensor> parameters) {
@@ -193,17 +233,26 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
   std::optional<double> seconds;
   try {
     if (pending) {
-      const Result<bool> compared = pending->device->passed(pending->compared);
-      if (compared.ok() && !compared.value()) return Verdict::kNotYet;
-      if (compared.ok() && !*pending->differs.const_data_ptr<bool>()) verdict = Verdict::kEqual;
+      verdict = pending->look();
+      if (verdict == Verdict::kNotYet) return verdict;
+      seconds = pending->seconds();
     } else {
       RedoTimer timer;
+      const auto time = [&] { return on_host ? nullptr : timed_event(*packed.device, packed.stream); };
+      EventPtr began = time();
       const auto made = recipe.run();
+      EventPtr ended = time();
       if (on_host) seconds = timer.stop();
       const c10::Storage& saved = result.storage();
       const bool as_long = made->storage().nbytes() == saved.nbytes();
       if (as_long && !on_host) {
-        compare_on_device(packed, made->storage(), saved, site);
+        auto asked = compare_on_device(packed.device, packed.stream, all_of(made->storage(), at::kByte),
+                                       all_of(saved, at::kByte));
+        if (!asked) return Verdict::kNotYet;  // the next pack here asks anew
+        asked->began = std::move(began);
+        asked->ended = std::move(ended);
+        std::lock_guard lock(mutex_);
+        sites_[site].pending = std::move(asked);
         return Verdict::kNotYet;
       }
       if (as_long && std::memcmp(made->storage().data(), saved.data(), saved.nbytes()) == 0) verdict = Verdict::kEqual;
@@ -218,18 +267,29 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
   return verdict;
 }
 
-/// Enqueued on the stream of the pack, the answer's way to the host too: it is read once that has passed, and nobody
-/// waits.
-void RecipeBook::compare_on_device(const Packed& packed, const c10::Storage& made, const c10::Storage& saved,
-                                   const std::string& site) {
-  const at::Tensor differs = at::any(at::ne(all_of(made, at::kByte), all_of(saved, at::kByte)));
+/// Enqueued on `stream`, the answer's way to the host too: it is read once that has passed, and nobody waits. None where
+/// the device has no event to give now.
+std::optional<RecipeBook::Pending> RecipeBook::compare_on_device(const std::shared_ptr<Device>& device, StreamId stream,
+                                                                 const at::Tensor& made, const at::Tensor& saved) {
+  const at::Tensor differs = at::any(at::ne(made, saved));
   // A copy to memory that is not pinned would wait; only CUDA has torch pin memory.
   const at::Tensor on_host = at::empty({}, at::TensorOptions().dtype(at::kBool).pinned_memory(differs.is_cuda()));
   on_host.copy_(differs, /*non_blocking=*/true);
-  Result<EventPtr> compared = packed.device->record(packed.stream);
-  if (!compared.ok()) return;  // the next pack here asks anew
-  std::lock_guard lock(mutex_);
-  sites_[site].pending = Pending{on_host, packed.device, std::move(compared).value()};
+  Result<EventPtr> compared = device->record(stream);
+  if (!compared.ok()) return std::nullopt;
+  return Pending{.differs = on_host, .device = device, .compared = std::move(compared).value()};
+}
+
+RecipeBook::Verdict RecipeBook::Pending::look() const {
+  const Result<bool> passed = device->passed(compared);
+  if (passed.ok() && !passed.value()) return Verdict::kNotYet;
+  return passed.ok() && !*differs.const_data_ptr<bool>() ? Verdict::kEqual : Verdict::kUnequal;
+}
+
+std::optional<double> RecipeBook::Pending::seconds() const {
+  if (!began || !ended) return std::nullopt;
+  const Result<double> between = device->seconds_between(began, ended);
+  return between.ok() ? std::optional(between.value()) : std::nullopt;
 }
 
 }  // namespace ebbtide

@@ -48,9 +48,11 @@ class RecipeBook {
   /// Takes note of whose result was packed, and offers its recipe to the store if it has one and one is wanted. A recipe
   /// that is on trial is returned, see try_out().
   std::shared_ptr<const TorchRecipe> packed(StoreCore& core, const Packed& packed, StoreCore::RecipeWanted wanted);
-  /// The bytes that a recipe on trial is to make are asked for: does it make them?
-  void try_out(StoreCore& core, const TorchRecipe& recipe);
-  void backward_ended();
+  /// The bytes that a recipe on trial is to make are asked for: does it make them? `kept`: they, `origin` as
+  /// StoreCore::Unpacked::origin. `device`: an accelerator's, whose answer comes later.
+  void try_out(StoreCore& core, const TorchRecipe& recipe, const c10::Storage& kept, Bytes origin,
+               const std::shared_ptr<Device>& device, StreamId stream);
+  void backward_ended(StoreCore& core);
 
   ParameterTrust& trust() noexcept { return trust_; }
   bool may_read(const at::Tensor& parameter) const;
@@ -75,16 +77,25 @@ class RecipeBook {
     c10::VariableVersion version;
   };
   enum class Verdict { kEqual, kUnequal, kNotYet };
-  /// A comparison that a device was asked for: the first of those on which the site is met.
+  /// A comparison that a device was asked for.
   struct Pending {
     at::Tensor differs;  // of host memory, to be read after `compared`
     std::shared_ptr<Device> device;
     EventPtr compared;
+    EventPtr began, ended;  // around the redo; null where the device times nothing
+
+    Verdict look() const;
+    std::optional<double> seconds() const;
+  };
+  struct Trial {
+    int64_t step = 0;
+    Pending pending;
+    const char* op = nullptr;
   };
   struct Site {
     Verdict verdict = Verdict::kNotYet;
-    std::optional<Pending> pending;
-    std::optional<double> seconds;  // of a redo on the host
+    std::optional<Pending> pending;  // of the first of those on which the site is met
+    std::optional<double> seconds;   // of a redo
   };
 
   /// Rests on parameters.
@@ -107,8 +118,9 @@ class RecipeBook {
   void watch(const Packed& packed, const std::shared_ptr<const TorchRecipe>& recipe);
   Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, TorchRecipe& recipe,
                 const std::string& site, bool every_time);
-  void compare_on_device(const Packed& packed, const c10::Storage& made, const c10::Storage& saved,
-                         const std::string& site);
+  static std::optional<Pending> compare_on_device(const std::shared_ptr<Device>& device, StreamId stream,
+                                                  const at::Tensor& made, const at::Tensor& saved);
+  void look_at_trials(StoreCore& core);
 
   static constexpr size_t kLeastToPrune = 1024;
   static constexpr size_t kMostSites = 8192;
@@ -120,6 +132,7 @@ class RecipeBook {
   std::map<ResultId, Holder> holders_;
   size_t prune_at_ = kLeastToPrune;
   std::unordered_map<std::string, Site> sites_;
+  std::vector<Trial> trials_;  // that devices are not known to be through with
   std::vector<Resting> resting_;
   size_t prune_resting_at_ = kLeastToPrune;
 };

@@ -178,7 +178,7 @@ class RecipeSearch::Level final : public Ingredients {
   }
 
   bool parameter(const at::Tensor& tensor, Operand& operand) const {
-    if (!device_.is_cpu() || tensor.device() != device_ || !search_.book_.may_read(tensor)) return false;
+    if (tensor.device() != device_ || !search_.book_.may_read(tensor)) return false;
     if (!has_its_bytes(tensor)) return false;
     operand.parameter = tensor.storage();
     operand.view = ViewOfStorage(tensor);

@@ -36,7 +36,7 @@ class BackwardEnd {
   void note(std::optional<StreamId> stream) noexcept {
     if (std::exchange(noted_, true)) return;
     core_->task_ended(*pass_, task_, stream);
-    hooks_of(*core_)->recipes.backward_ended();
+    hooks_of(*core_)->recipes.backward_ended(*core_);
   }
 
   bool noted_ = false;
@@ -127,11 +127,20 @@ at::Tensor SavedTensor::unpack(StoreCore::AskedBy by) {
   if (passed_through_.defined()) return passed_through_;
   announce_backward();
   const StorageOfRecord found = translated([&] { return storage_of(*record_, view_.device(), by); });
-  if (const auto trial = std::exchange(trial_, nullptr))
-    hooks_of(record_->core())->recipes.try_out(record_->core(), *trial);
+  if (const auto trial = std::exchange(trial_, nullptr)) try_out(*trial, found);
   // With the counter of the tensor that was saved: a write to what is handed out is a write to the saved tensor, as in
   // torch.
   return view_.over(found.storage->storage(), found.origin, version_.counter());
+}
+
+void SavedTensor::try_out(const TorchRecipe& trial, const StorageOfRecord& kept) const {
+  StoreCore& core = record_->core();
+  const auto hooks = hooks_of(core);
+  const c10::Device device = view_.device();
+  const c10::Storage& bytes = kept.storage->storage();
+  if (device.is_cpu()) return hooks->recipes.try_out(core, trial, bytes, kept.origin, nullptr, kHostStream);
+  hooks->recipes.try_out(core, trial, bytes, kept.origin, hooks->accelerators.of(core, device).device,
+                         current_stream(device));
 }
 
 Operand SavedTensor::operand() const {

@@ -52,6 +52,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   SavedTensor(Scope& scope, Recipes recipes);
 
   void announce_backward();
+  void try_out(const TorchRecipe& trial, const StorageOfRecord& kept) const;
 
   BlockCache& memory_;
   Scope* scope_;                    // valid until the pack

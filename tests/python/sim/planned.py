@@ -40,3 +40,31 @@ def test_steps_that_repeat_follow_a_plan(budget):
         assert all(record["device"] for record in plan)
         assert stats["predicted_step_s"] > 0
         store.close()
+
+
+def priced(attached):
+    """How many records of a step have a recipe that a plan has weighed."""
+    torch.manual_seed(1)
+    model = gpt.GPT().to(sim.DEVICE)
+    store = sim.store(device_budget="0%", host_budget="64MiB", min_bytes=MIN_BYTES)
+    store._store.use_costly_recipes(True)
+    if attached:
+        store.attach(model).remove()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=False)
+    for tokens, targets in list(gpt.batches(4)) * 5:
+        with sim.under(store, model):
+            loss = model(tokens.to(sim.DEVICE), targets.to(sim.DEVICE))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # the device's trials of recipes end with their step
+    plan = store.plan()
+    store.close()
+    return sum(record["why"] != "it has no recipe" for record in plan)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_matmuls_are_weighed_where_their_weights_are_known(attached):
+    with sim.accelerators(seed=7):
+        # Of each block what GELU made, and what the layer before it did.
+        assert priced(attached) == (2 if attached else 1) * gpt.BLOCKS
