@@ -2,11 +2,16 @@
 #include <ebbtide/hooks/scope.h>
 
 #include <torch/nn/module.h>
+#include <torch/nn/modules/normalization.h>
 
 namespace ebbtide {
 
 void attach_tensor(Store& store, const at::Tensor& tensor) {
   hooks_of(*store.core())->parameters.add(tensor);
+}
+
+void attach_layer_norm(Store& store, const at::Tensor& weight, double eps) {
+  hooks_of(*store.core())->parameters.note_layer_norm(weight, eps);
 }
 
 void announce_parameter_changes(StoreCore& core) {
@@ -22,6 +27,10 @@ void before_parameters_change(StoreCore& core, std::span<const at::Tensor> param
 void attach_module(Store& store, const torch::nn::Module& module) {
   for (const at::Tensor& tensor : module.parameters()) attach_tensor(store, tensor);
   for (const at::Tensor& tensor : module.buffers()) attach_tensor(store, tensor);
+  for (const auto& inner : module.modules()) {
+    const auto* norm = inner->as<torch::nn::LayerNorm>();
+    if (norm != nullptr && norm->weight.defined()) attach_layer_norm(store, norm->weight, norm->options.eps());
+  }
 }
 
 }  // namespace ebbtide

@@ -17,6 +17,10 @@ namespace ebbtide {
 /// A tensor that never moves, nor any view of its storage.
 EBBTIDE_API void attach_tensor(Store& store, const at::Tensor& tensor);
 
+/// The weight of a layer norm, which was attached: torch keeps the eps of an op that has run nowhere. Said again when the
+/// module's eps changes.
+EBBTIDE_API void attach_layer_norm(Store& store, const at::Tensor& weight, double eps);
+
 /// Who attached the model calls before_parameters_change() whenever its parameters are about to change between a forward
 /// and its backward, as an optimizer's step may do: then recipes may read them again, see ParameterTrust.
 EBBTIDE_API void announce_parameter_changes(StoreCore& core);

@@ -20,7 +20,7 @@ void ParameterRegistry::add(const at::Tensor& tensor) {
   }
   empty_ = false;
   storages_.insert_or_assign(tensor.storage().unsafeGetStorageImpl(),
-                             Known{tensor.storage().getWeakStorageImpl(), std::move(version), now});
+                             Known{tensor.storage().getWeakStorageImpl(), std::move(version), now, std::nullopt});
 }
 
 bool ParameterRegistry::contains(const c10::StorageImpl& storage) const {
@@ -28,6 +28,18 @@ bool ParameterRegistry::contains(const c10::StorageImpl& storage) const {
   std::lock_guard lock(mutex_);
   const auto known = storages_.find(&storage);
   return known != storages_.end() && !known->second.storage.expired();
+}
+
+void ParameterRegistry::note_layer_norm(const at::Tensor& weight, double eps) {
+  std::lock_guard lock(mutex_);
+  const auto known = storages_.find(weight.storage().unsafeGetStorageImpl());
+  if (known != storages_.end()) known->second.eps = eps;
+}
+
+std::optional<double> ParameterRegistry::layer_norm_eps(const at::Tensor& weight) const {
+  std::lock_guard lock(mutex_);
+  const auto known = storages_.find(weight.storage().unsafeGetStorageImpl());
+  return known != storages_.end() && !known->second.storage.expired() ? known->second.eps : std::nullopt;
 }
 
 void ParameterRegistry::take_down_versions() {

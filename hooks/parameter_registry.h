@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 
 namespace ebbtide {
@@ -21,6 +22,11 @@ class ParameterRegistry {
  public:
   void add(const at::Tensor& tensor);
   bool contains(const c10::StorageImpl& storage) const;
+
+  /// `weight`, which was added, is a layer norm's: its module alone reads it, with this eps.
+  void note_layer_norm(const at::Tensor& weight, double eps);
+  /// None where nobody has said so.
+  std::optional<double> layer_norm_eps(const at::Tensor& weight) const;
 
   /// Takes down at which versions they are: a forward begins on this thread.
   void take_down_versions();
@@ -33,6 +39,7 @@ class ParameterRegistry {
     c10::weak_intrusive_ptr<c10::StorageImpl> storage;
     c10::VariableVersion version;
     uint32_t taken_down = 0;
+    std::optional<double> eps;
   };
   static constexpr size_t kLeastToPrune = 1024;
 

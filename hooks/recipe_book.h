@@ -56,6 +56,8 @@ class RecipeBook {
 
   ParameterTrust& trust() noexcept { return trust_; }
   bool may_read(const at::Tensor& parameter) const;
+  /// As ParameterRegistry::layer_norm_eps().
+  std::optional<double> layer_norm_eps(const at::Tensor& weight) const { return parameters_.layer_norm_eps(weight); }
   /// As ParameterRegistry::unchanged_since().
   bool unchanged_since(const torch::autograd::Node& node, const at::Tensor& parameter) const {
     return parameters_.unchanged_since(node, parameter);

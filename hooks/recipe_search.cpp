@@ -108,6 +108,11 @@ class RecipeSearch::Level final : public Ingredients {
   at::Tensor value(size_t operand) override {
     return refused_ ? at::Tensor() : value_of(operands_.at(operand), search_.book_.cache());
   }
+  std::optional<double> layer_norm_eps(const SavedVariable& weight) override {
+    const auto* saved = dynamic_cast<const SavedTensor*>(hooks_in(weight));
+    return saved != nullptr && is_plain(saved->passed_through()) ? search_.book_.layer_norm_eps(saved->passed_through())
+                                                                 : std::nullopt;
+  }
   at::IntArrayRef sizes() const override { return sizes_; }
   c10::ScalarType dtype() const override { return dtype_; }
   c10::Device device() const override { return device_; }

@@ -210,9 +210,14 @@ const std::vector<TypedRow>& table() {
         in.saved(node.input_, 0);
         in.saved_or_none(node.weight_);
         in.saved_or_none(node.bias_);
-        in.saved(node.result2_, 0);  // the reciprocal deviations
         std::vector<int64_t> shape = numbers(node.normalized_shape, in);
-        const std::optional<double> eps = layer_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape);
+        std::optional<double> eps;
+        if (in.device().is_cpu()) {
+          in.saved(node.result2_, 0);  // the reciprocal deviations
+          eps = layer_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape);
+        } else {  // its memory is not to be waited for
+          eps = in.layer_norm_eps(node.weight_);
+        }
         if (!eps) in.refuse();
         return [shape = std::move(shape), eps = in.scalar(eps.value_or(0))](Values v) {
           return std::get<0>(at::native_layer_norm(v[0], shape, optional(v[1]), optional(v[2]), eps));

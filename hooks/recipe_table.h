@@ -38,6 +38,9 @@ class Ingredients {
   /// The tensor of an operand taken before, by place; undefined where it is not at hand.
   virtual at::Tensor value(size_t operand) = 0;
 
+  /// The eps of the layer norm whose weight this is, where the store was told of it.
+  virtual std::optional<double> layer_norm_eps(const torch::autograd::SavedVariable& weight) = 0;
+
   /// Scalars that the redo rests on, as part of what a call site is.
   template <class T>
   requires std::is_trivially_copyable_v<T>

@@ -267,7 +267,9 @@ PYBIND11_MODULE(_ebbtide, module) {
       .def("report", &Store::report)
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })
-      .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); });
+      .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); })
+      .def("attach_layer_norm",
+           [](Store& store, const at::Tensor& weight, double eps) { attach_layer_norm(store, weight, eps); });
 
   // As text and as JSON.
   module.def(

@@ -53,6 +53,8 @@ class Attachment:
             store._store.attach_tensor(tensor)
         _parameters.watch(store._store)
         self._store = store._store
+        self._norms = [(weakref.ref(module), None) for module in model.modules() if type(module) is torch.nn.LayerNorm and module.weight is not None]
+        self._tell_norms()
         self._entered = threading.local()
         self._handles = (
             model.register_forward_pre_hook(_Hook(self._enter, model), prepend=True),
@@ -70,11 +72,19 @@ class Attachment:
     def _scopes(self):
         return self._entered.__dict__.setdefault("scopes", [])
 
+    def _tell_norms(self):
+        """torch keeps the eps of an op that has run nowhere, and what a layer norm made may be made again."""
+        for place, (norm, told) in enumerate(self._norms):
+            if (module := norm()) is not None and module.weight is not None and module.eps != told:
+                self._store.attach_layer_norm(module.weight, module.eps)
+                self._norms[place] = (norm, module.eps)
+
     def _enter(self, model):
         scopes = self._scopes()
         # torch calls no hook for a KeyboardInterrupt: a forward that it broke off has left its scope behind.
         while scopes and len(scopes) >= _calls_under_way(model):
             scopes.pop().leave()
+        self._tell_norms()
         scopes.append(_ebbtide.Scope(self._store))
 
     def _leave(self, model):

@@ -138,3 +138,41 @@ def test_a_change_after_steps_without_one_is_an_error():
         with pytest.raises(RuntimeError, match="cast.*modified after the forward.*recompute=False"):
             loss.backward()
         del loss, run
+
+
+def normed(store=None, steps=STEPS):
+    """Half-way through, the norm's eps changes."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128, eps=1e-3), nn.Linear(128, 32)).to(sim.DEVICE)
+    if store is not None:
+        store.attach(model)
+    seen = []
+    for number in range(steps):
+        if number == steps // 2:
+            model[1].eps = 0.5
+        x = torch.randn(64, 64, generator=torch.Generator().manual_seed(number)).to(sim.DEVICE)
+        model(x).pow(2).mean().backward()
+        seen += grads(model)
+        model.zero_grad()
+    return seen
+
+
+def test_layer_norms_whose_eps_is_known():
+    with sim.accelerators():
+        reference = normed()
+    with opened(4) as store:
+        assert_same_bits(normed(store), reference)
+        assert redone(store, "layer_norm") >= STEPS - 4  # two call sites, each compared first
+        assert store.stats()["unequal_redos"] == {}
+
+
+def test_layer_norms_of_models_that_were_not_attached():
+    with opened(5) as store:
+        model = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128), nn.Linear(128, 32)).to(sim.DEVICE)
+        for _ in range(4):
+            with sim.under(store, model):
+                loss = model(torch.ones(64, 64).to(sim.DEVICE)).sum()
+            loss.backward()
+            grads(model)
+        assert redone(store, "layer_norm") == 0
+        del model, loss
