@@ -5,8 +5,8 @@
 //   read         all items are read
 //   idle, load   the latency of demand reads, alone and while writes wait for their turn; after a write
 #include <ebbtide/nvme/spill_tier.h>
+#include <ebbtide/pinned_pool/pool.h>
 
-#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -55,25 +55,26 @@ double cpu_seconds() {
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-/// Memory as a pool has it: mapped, present, in huge pages where the system has them.
-std::byte* map(size_t bytes) {
-  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) die("no memory");
-  (void)::madvise(data, bytes, MADV_HUGEPAGE);  // only asked for
-  auto* words = static_cast<uint64_t*>(data);
+/// In no pattern that a disk could make smaller.
+void fill(std::byte* data, size_t bytes) {
+  auto* words = reinterpret_cast<uint64_t*>(data);
   uint64_t state = 1;
   for (size_t i = 0; i < bytes / sizeof *words; ++i)
     words[i] = state = state * 6364136223846793005u + 1442695040888963407u;
-  return static_cast<std::byte*>(data);
 }
 
 class Bench {
  public:
-  Bench(size_t bytes, SpillOptions options)
-      : memory_(map(kFootprint)), urgent_memory_(map(kUrgentBytes)), items_(bytes / kItemBytes) {
+  Bench(size_t bytes, SpillOptions options) : items_(bytes / kItemBytes) {
     options.budget = Bytes(static_cast<int64_t>(bytes + 2 * kFootprint + 4 * kUrgentBytes));
     options.reserve = Bytes(0);
     tier_ = must(SpillTier::open(std::move(options)));
+    pool_ = must(PinnedPool::create(
+        {.capacity = MiB(512), .slab_bytes = MiB(2), .watcher = tier_->watcher(), .keep_spare = false}));
+    block_ = must(pool_->acquire({.bytes = Bytes(kFootprint + kUrgentBytes), .contiguous = true}));
+    memory_ = block_.chunks()[0].data;
+    urgent_memory_ = memory_ + kFootprint;
+    fill(memory_, kFootprint + kUrgentBytes);
   }
 
   void write() {
@@ -156,8 +157,10 @@ class Bench {
     std::fflush(stdout);
   }
 
-  std::byte* const memory_;  // ends with the process
-  std::byte* const urgent_memory_;
+  std::unique_ptr<PinnedPool> pool_;
+  Block block_;
+  std::byte* memory_ = nullptr;
+  std::byte* urgent_memory_ = nullptr;
   std::vector<Free> places_ = std::vector<Free>(kPlaces);  // of memory: whether no transfer uses it
   std::vector<SpilledItem> items_;
   std::unique_ptr<SpillTier> tier_;

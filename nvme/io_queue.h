@@ -47,6 +47,11 @@ class IoQueue {
   virtual ~IoQueue() = default;
   /// To be called after the source got work, or finished, if a next() returned kNothing since. Threads: any.
   virtual void notify() noexcept = 0;
+  /// Memory that requests will touch again and again, and that they will not touch any more. Threads: any.
+  virtual void use_memory(std::byte* /*data*/, size_t /*bytes*/) noexcept {}
+  virtual void forget_memory(const std::byte* /*data*/, size_t /*bytes*/) noexcept {}
+  /// Of it, what is registered with the kernel.
+  virtual size_t registered_bytes() const noexcept { return 0; }
   /// "io_uring" or "pread and pwrite in 4 threads".
   virtual const char* name() const noexcept = 0;
 };

@@ -44,6 +44,22 @@ void SpillTier::cancel(TransferId id) {
 SpillStats SpillTier::stats() const {
   return state_->stats();
 }
+std::shared_ptr<SlabWatcher> SpillTier::watcher() const {
+  class Watcher final : public SlabWatcher {
+   public:
+    explicit Watcher(std::weak_ptr<nvme::TierState> tier) noexcept : tier_(std::move(tier)) {}
+    void came(std::byte* data, size_t bytes) noexcept override {
+      if (const auto tier = tier_.lock()) tier->use_memory(data, bytes);
+    }
+    void goes(std::byte* data, size_t bytes) noexcept override {
+      if (const auto tier = tier_.lock()) tier->forget_memory(data, bytes);
+    }
+
+   private:
+    const std::weak_ptr<nvme::TierState> tier_;
+  };
+  return std::make_shared<Watcher>(state_);
+}
 void SpillTier::close() {
   state_->close();
 }

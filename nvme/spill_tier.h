@@ -3,6 +3,7 @@
 
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/pinned_pool/slab_watcher.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -80,6 +81,7 @@ struct SpillStats {
   double read_busy_s = 0;
   int64_t errors = 0;
   bool io_uring = false;
+  Bytes registered;         ///< of the memory that watcher() was told of, once for each folder
   bool ram = false;         ///< a folder lies in memory (tmpfs): it spills nowhere
   std::string description;  ///< one line: folders, file system, queue, alignment, and why not io_uring
   std::vector<SpillFolderStats> folders;
@@ -119,6 +121,10 @@ class SpillTier {
   void cancel(TransferId id);
 
   SpillStats stats() const;
+
+  /// For pools whose blocks the tier is to write and read: what io_uring has registered costs a third less of the
+  /// processor. May outlive the tier. Memory must be gone from it before it may be mapped again elsewhere.
+  std::shared_ptr<SlabWatcher> watcher() const;
 
   /// Waits until nothing is in flight; later transfers are refused. Not from a completion: it would wait for itself.
   void close();

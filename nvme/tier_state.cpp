@@ -257,6 +257,7 @@ SpillStats TierState::stats() const {
   space_->report(stats);
   stats.io_uring = io_uring_;
   stats.ram = space_->ram();
+  for (const auto& lane : lanes_) stats.registered += Bytes(static_cast<int64_t>(lane->queue->registered_bytes()));
   stats.description = description_;
   std::lock_guard lock(mutex_);
   stats.written = Bytes(written_);
@@ -273,6 +274,14 @@ SpillStats TierState::stats() const {
                              silent.count()});
   }
   return stats;
+}
+
+void TierState::use_memory(std::byte* data, size_t bytes) noexcept {
+  for (const auto& lane : lanes_) lane->queue->use_memory(data, bytes);
+}
+
+void TierState::forget_memory(const std::byte* data, size_t bytes) noexcept {
+  for (const auto& lane : lanes_) lane->queue->forget_memory(data, bytes);
 }
 
 // --- what the queues' threads do

@@ -79,13 +79,15 @@ class TierState : public std::enable_shared_from_this<TierState> {
   TierState(const TierState&) = delete;
   TierState& operator=(const TierState&) = delete;
 
-  /// These five: as SpillTier says.
+  /// As SpillTier says.
   Result<SpillTier::TransferId> write(uint64_t name, std::vector<IoPiece> pieces, SpillTier::WriteDone done);
   SpillTier::TransferId read(const SpilledItem& spilled, std::vector<IoPiece> pieces, SpillTier::Priority priority,
                              SpillTier::ReadDone done);
   void raise_priority(uint64_t id);
   void cancel(uint64_t id);
   SpillStats stats() const;
+  void use_memory(std::byte* data, size_t bytes) noexcept;
+  void forget_memory(const std::byte* data, size_t bytes) noexcept;
 
   /// Refuses later transfers, withdraws those that have not begun, lets the rest end; then the threads end. Never
   /// waits.

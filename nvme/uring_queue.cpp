@@ -1,3 +1,4 @@
+#include <ebbtide/nvme/fixed_buffers.h>
 #include <ebbtide/nvme/uring_queue.h>
 
 #include <liburing.h>
@@ -70,7 +71,8 @@ class Bell {
 /// The ring and what is in flight in it. Used by one thread only, which also creates it (IORING_SETUP_SINGLE_ISSUER).
 class Ring {
  public:
-  Ring(const QueueOptions& options, std::shared_ptr<Bell> bell) : options_(options), bell_(std::move(bell)) {}
+  Ring(const QueueOptions& options, std::shared_ptr<Bell> bell, std::shared_ptr<FixedBuffers> buffers)
+      : options_(options), bell_(std::move(bell)), buffers_(std::move(buffers)) {}
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
   ~Ring() {
@@ -99,6 +101,7 @@ class Ring {
 
   const QueueOptions options_;
   const std::shared_ptr<Bell> bell_;
+  const std::shared_ptr<FixedBuffers> buffers_;
   io_uring ring_{};
   bool open_ = false;
   bool fixed_file_ = false;
@@ -121,6 +124,7 @@ Status Ring::open() {
   if (!tried) return tried;
   fixed_file_ =
       ::io_uring_register_files(&ring_, &options_.fd, 1) == 0;  // saves a reference a request; else the plain fd
+  (void)buffers_->open(ring_);                                  // else without
   slots_.resize(kDepth);
   for (uint32_t i = kDepth; i-- > 0;) idle_.push_back(i);
   return success();
@@ -149,7 +153,14 @@ void Ring::prepare(uint32_t slot) noexcept {
   const IoProgress& progress = slots_[slot];
   io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
   const int file = fixed_file_ ? 0 : options_.fd;
-  if (progress.request().write) {
+  const bool write = progress.request().write;
+  if (const auto buffer = buffers_->slot_of(progress.data(), progress.bytes())) {
+    const auto index = static_cast<int>(*buffer);
+    if (write)
+      ::io_uring_prep_write_fixed(sqe, file, progress.data(), progress.bytes(), progress.offset(), index);
+    else
+      ::io_uring_prep_read_fixed(sqe, file, progress.data(), progress.bytes(), progress.offset(), index);
+  } else if (write) {
     ::io_uring_prep_write(sqe, file, progress.data(), progress.bytes(), progress.offset());
   } else {
     ::io_uring_prep_read(sqe, file, progress.data(), progress.bytes(), progress.offset());
@@ -193,6 +204,7 @@ void Ring::reap(std::vector<Completed>& completed) noexcept {
 void Ring::run(IoSource& source) noexcept {
   std::vector<Completed> completed;
   for (;;) {
+    buffers_->apply(ring_);
     while (has_room()) {
       IoRequest request;
       const IoSource::Next next = source.next(request);
@@ -223,12 +235,21 @@ void Ring::run(IoSource& source) noexcept {
 
 class UringQueue final : public IoQueue {
  public:
-  explicit UringQueue(std::shared_ptr<Bell> bell) noexcept : bell_(std::move(bell)) {}
+  UringQueue(std::shared_ptr<Bell> bell, std::shared_ptr<FixedBuffers> buffers) noexcept
+      : bell_(std::move(bell)), buffers_(std::move(buffers)) {}
   void notify() noexcept override { bell_->ring(); }
+  void use_memory(std::byte* data, size_t bytes) noexcept override {
+    if (buffers_->use(data, bytes)) bell_->ring();
+  }
+  void forget_memory(const std::byte* data, size_t bytes) noexcept override {
+    if (buffers_->forget(data, bytes)) bell_->ring();
+  }
+  size_t registered_bytes() const noexcept override { return buffers_->bytes(); }
   const char* name() const noexcept override { return "io_uring"; }
 
  private:
   std::shared_ptr<Bell> bell_;
+  std::shared_ptr<FixedBuffers> buffers_;
 };
 
 }  // namespace
@@ -236,10 +257,11 @@ class UringQueue final : public IoQueue {
 StartedQueue start_uring_queue(const QueueOptions& options, std::shared_ptr<IoSource> source) {
   auto bell = std::make_shared<Bell>();
   if (bell->fd() < 0) return system_failure(FailureCode::kUnsupported, errno, "eventfd");
+  auto buffers = std::make_shared<FixedBuffers>();
   auto opened = std::make_shared<std::promise<Status>>();
   std::future<Status> status = opened->get_future();
-  Status started = start_io_thread("ebbtide-io", [options, bell, opened, source = std::move(source)] {
-    Ring ring(options, bell);
+  Status started = start_io_thread("ebbtide-io", [options, bell, buffers, opened, source = std::move(source)] {
+    Ring ring(options, bell, buffers);
     Status ready = ring.open();
     const bool ok = ready.ok();
     opened->set_value(std::move(ready));
@@ -247,7 +269,7 @@ StartedQueue start_uring_queue(const QueueOptions& options, std::shared_ptr<IoSo
   });
   if (started) started = status.get();
   if (!started) return std::move(started).failure();
-  return std::unique_ptr<IoQueue>(std::make_unique<UringQueue>(std::move(bell)));
+  return std::unique_ptr<IoQueue>(std::make_unique<UringQueue>(std::move(bell), std::move(buffers)));
 }
 
 }  // namespace ebbtide::nvme

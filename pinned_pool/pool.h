@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/host_registrar.h>
 #include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/pinned_pool/slab_watcher.h>
 
 #include <cstdint>
 #include <memory>
@@ -21,6 +22,7 @@ struct PoolOptions {
   std::optional<Bytes>
       slab_bytes;  ///< none: min(clamp(capacity/16, 64 MiB, 1 GiB), capacity/4); rounded down to a power of two
   std::shared_ptr<HostRegistrar> registrar;  ///< none: pageable memory (right for CPU tensors)
+  std::shared_ptr<SlabWatcher> watcher;      ///< told of slabs; none: nobody
   bool keep_spare = true;  ///< keep one ready slab beyond need, so that growth seldom waits; costs a thread
   bool numa_bind = true;
   bool survives_fork = true;  ///< false: MADV_DONTFORK (DMA targets). Memory lent to CPU tensors must survive fork

@@ -325,6 +325,7 @@ Result<NumberedSlab> PoolState::make_slab(size_t home, size_t bytes, bool may_ev
                           .topology = topology_.get(),
                           .node = homes_[home].node,
                           .registrar = options_.registrar.get(),
+                          .watcher = options_.watcher.get(),
                           .survives_fork = options_.survives_fork,
                           .cancelled = may_evict ? nullptr : &cancelled_});
   const std::lock_guard lock(mutex_);

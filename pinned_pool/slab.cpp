@@ -59,6 +59,10 @@ Result<Slab> Slab::make(const Request& request) {
     slab.pins_ = Pins::make(*request.registrar, slab.data_, slab.bytes_);
     slab.pageable_because_ = slab.pins_.refused_because();
   }
+  if (request.watcher != nullptr) {
+    slab.watcher_ = request.watcher;
+    slab.watcher_->came(slab.data_, slab.bytes_);
+  }
   return mapped;
 }
 
@@ -66,6 +70,7 @@ Slab::Slab(Slab&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       bytes_(other.bytes_),
       pins_(std::move(other.pins_)),
+      watcher_(other.watcher_),
       huge_pages_(other.huge_pages_),
       pageable_because_(std::move(other.pageable_because_)),
       unbound_because_(std::move(other.unbound_because_)),
@@ -73,6 +78,7 @@ Slab::Slab(Slab&& other) noexcept
 
 Slab::~Slab() {
   if (data_ == nullptr) return;
+  if (watcher_ != nullptr) watcher_->goes(data_, bytes_);
   pins_ = Pins();
   if (::munmap(data_, bytes_) != 0) std::perror("ebbtide: munmap");
 }

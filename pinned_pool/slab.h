@@ -6,6 +6,7 @@
 #include <ebbtide/pinned_pool/pins.h>
 #include <ebbtide/pinned_pool/prefault.h>
 #include <ebbtide/pinned_pool/result.h>
+#include <ebbtide/pinned_pool/slab_watcher.h>
 #include <ebbtide/pinned_pool/topology.h>
 
 #include <atomic>
@@ -29,6 +30,7 @@ class Slab {
     const Topology* topology = nullptr;            ///< none: not bound
     NumaNode node = kAnyNode;                      ///< kAnyNode: not bound
     HostRegistrar* registrar = nullptr;            ///< outlives the slab; none: pageable
+    SlabWatcher* watcher = nullptr;                ///< outlives the slab; none: nobody is told
     bool survives_fork = true;                     ///< false: a forked child does not inherit it
     const std::atomic<bool>* cancelled = nullptr;  ///< looked at between pieces of prefaulting, which may take a second
   };
@@ -59,6 +61,7 @@ class Slab {
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
   Pins pins_;
+  SlabWatcher* watcher_ = nullptr;
   bool huge_pages_ = false;
   std::string pageable_because_;
   std::string unbound_because_;

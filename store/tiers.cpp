@@ -113,6 +113,7 @@ std::unique_ptr<PinnedPool> StoreCore::open_host_pool(Bytes capacity, std::share
   pool.capacity = capacity;
   pool.survives_fork = registrar == nullptr;
   pool.registrar = std::move(registrar);
+  if (spill_) pool.watcher = spill_->watcher();
   pool.keep_spare = false;
   pool.numa_bind = options_.numa != kAnyNode;
   const auto nodes = topology() != nullptr ? static_cast<int64_t>(topology_->nodes().size()) : 1;

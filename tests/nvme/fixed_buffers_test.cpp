@@ -1,0 +1,121 @@
+// Memory that io_uring has registered: slabs as they come and go.
+#include <ebbtide/pinned_pool/pool.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "spill_fixture.h"
+#include "tests/support/eventually.h"
+
+namespace ebbtide::nvme {
+namespace {
+
+class FixedBuffersTest : public ::testing::Test {
+ protected:
+  static constexpr int64_t kSlabMiB = 2;
+
+  void open(size_t folders = 1) {
+    SpillOptions options;
+    for (size_t i = 0; i < folders; ++i) options.folders.push_back(folder_[i].path());
+    options.budget = MiB(64);
+    auto tier = SpillTier::open(options);
+    ASSERT_TRUE(tier) << tier.failure().message;
+    tier_ = std::move(tier).value();
+    PoolOptions pool;
+    pool.capacity = MiB(256);
+    pool.slab_bytes = MiB(kSlabMiB);
+    pool.watcher = tier_->watcher();
+    pool.keep_spare = false;
+    pool_ = PinnedPool::create(std::move(pool)).value();
+  }
+  bool uring() const { return tier_->stats().io_uring; }
+  Block acquire(Bytes bytes = MiB(1)) { return pool_->acquire({.bytes = bytes, .contiguous = true}).value(); }
+  static std::vector<IoPiece> piece(const Block& block) {
+    return {{block.chunks()[0].data, static_cast<size_t>(block.size().count())}};
+  }
+  static void fill(const Block& block, int value) {
+    std::memset(block.chunks()[0].data, value, static_cast<size_t>(block.size().count()));
+  }
+  static bool holds(const Block& block, int value) {
+    const std::byte* data = block.chunks()[0].data;
+    return std::all_of(data, data + block.size().count(), [&](std::byte b) { return b == std::byte(value); });
+  }
+  bool registered(Bytes bytes) {
+    return test::eventually([&] { return tier_->stats().registered == bytes; });
+  }
+  /// Out of one block and back into another.
+  void round_trip(const Block& from, const Block& to, int value) {
+    fill(from, value);
+    const SpilledItem item = write_now(*tier_, static_cast<uint64_t>(value), piece(from));
+    fill(to, 0);
+    EXPECT_TRUE(read_now(*tier_, item, piece(to)));
+    EXPECT_TRUE(holds(to, value));
+  }
+
+  Folder folder_[2];
+  std::unique_ptr<SpillTier> tier_;
+  std::unique_ptr<PinnedPool> pool_;
+};
+
+TEST_F(FixedBuffersTest, SlabsAreRegisteredWhileTheyAreThere) {
+  open(2);
+  if (!uring()) GTEST_SKIP() << tier_->stats().description;
+  {
+    const Block from = acquire(MiB(5)), to = acquire(MiB(5));  // slabs of their own
+    EXPECT_TRUE(registered(MiB(2 * (6 + 6)))) << "with each folder's ring: " << to_string(tier_->stats().registered);
+    round_trip(from, to, 7);
+  }
+  EXPECT_EQ(pool_->trim(), MiB(12));
+  EXPECT_TRUE(registered(Bytes(0)));
+}
+
+/// What was registered at an address must not be taken for what is mapped there later.
+TEST_F(FixedBuffersTest, NewMemoryAtAnOldAddressIsNotTheOld) {
+  open();
+  const std::byte* before = nullptr;
+  for (int round = 1; round < 40; ++round) {
+    {
+      const Block from = acquire(), to = acquire();
+      if (uring() && round % 2 == 0) EXPECT_TRUE(registered(MiB(kSlabMiB)));  // else in whatever state it is
+      round_trip(from, to, round);
+      const std::byte* at = from.chunks()[0].data;
+      if (before != nullptr && at != before) GTEST_SKIP() << "this kernel maps elsewhere";
+      before = at;
+    }
+    EXPECT_EQ(pool_->trim(), MiB(kSlabMiB));
+  }
+}
+
+TEST_F(FixedBuffersTest, MoreSlabsThanSlotsAreServedAllTheSame) {
+  open();
+  std::vector<Block> blocks;
+  for (int i = 0; i < 70; ++i) blocks.push_back(acquire(MiB(kSlabMiB)));
+  if (uring()) EXPECT_TRUE(registered(MiB(64 * kSlabMiB)));
+  for (size_t i = 0; i + 1 < blocks.size(); i += 23) round_trip(blocks[i], blocks[blocks.size() - 1 - i], 3);
+}
+
+TEST_F(FixedBuffersTest, TransfersAcrossTheirEdgesAreServed) {
+  open();
+  Memory memory(8 << 20, 1), in(8 << 20);
+  const auto watcher = tier_->watcher();
+  watcher->came(memory.data() + (1 << 20) + 512, 3 << 20);
+  if (uring()) EXPECT_TRUE(registered(MiB(3)));
+  const SpilledItem item = write_now(*tier_, 1, memory.piece());
+  EXPECT_TRUE(read_now(*tier_, item, in.piece()));
+  EXPECT_TRUE(in == memory);
+  watcher->goes(memory.data(), memory.bytes());
+  EXPECT_TRUE(registered(Bytes(0)));
+  EXPECT_TRUE(read_now(*tier_, item, memory.piece()));
+}
+
+TEST_F(FixedBuffersTest, PoolAndTierMayEndInAnyOrder) {
+  open();
+  Block block = acquire();
+  tier_.reset();
+  const Block later = acquire(MiB(5));
+  block = Block();
+  pool_.reset();
+}
+
+}  // namespace
+}  // namespace ebbtide::nvme
