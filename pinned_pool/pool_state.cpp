@@ -161,6 +161,7 @@ Result<PoolState::Lent> PoolState::acquire(const PinnedPool::Request& request) {
         {FailureCode::kOverCapacity, 0,
          "a block of " + to_string(request.bytes) + " is more than the pool's capacity of " + to_string(capacity_)});
   }
+  (void)collect(Collect::kIfFree);
   const size_t wanted = home_of(request.node);
   std::optional<Failure> first;
   for (size_t i = 0; i < homes_.size(); ++i) {
@@ -193,7 +194,8 @@ Result<Few<Chunk>> PoolState::acquire_on(size_t home, const PinnedPool::Request&
     auto piece = request.contiguous ? acquire_piece(home, length, request.may_grow)
                                     : acquire_part(home, length, request.may_grow);
     if (!piece) {
-      for (const Chunk& taken : chunks) give_back(taken, home);
+      for (const Chunk& taken : chunks)
+        if (!taken.continues) homes_[home].arena->deallocate(taken.data);
       return std::move(piece).failure();
     }
     if (request.contiguous) {
@@ -231,10 +233,13 @@ Result<Arena::Allocation> PoolState::acquire_piece(size_t home, size_t bytes, bo
   };
 
   if (const auto piece = attempt()) return *piece;
+  if (collect(Collect::kAll))
+    if (const auto piece = attempt()) return *piece;
   if (!may_grow)
     return Failure{FailureCode::kOverCapacity, 0, "no slab that is there has " + to_string(as_bytes(bytes)) + " free"};
   const std::lock_guard growing(grow_mutex_);
   while (true) {
+    (void)collect(Collect::kAll);
     if (const auto piece = attempt()) return *piece;
     // Slabs are pushed under grow_mutex_ only: a ready one that did not help means that jemalloc itself has given up.
     if (arena.has_ready()) return Failure{FailureCode::kUnsupported, 0, "jemalloc does not take slabs any more"};
@@ -245,10 +250,12 @@ Result<Arena::Allocation> PoolState::acquire_piece(size_t home, size_t bytes, bo
 }
 
 Result<Chunk> PoolState::acquire_dedicated(size_t home, size_t bytes, bool may_grow) {
+  (void)collect(Collect::kAll);
   if (const auto chunk = reuse_dedicated(home, bytes)) return *chunk;
   if (!may_grow)
     return Failure{FailureCode::kOverCapacity, 0, "no idle slab holds " + to_string(as_bytes(bytes)) + " in one piece"};
   const std::lock_guard growing(grow_mutex_);
+  (void)collect(Collect::kAll);
   if (const auto chunk = reuse_dedicated(home, bytes)) return *chunk;
   auto slab = make_slab(home, round_up(bytes, kHugePage), true);
   if (!slab) return std::move(slab).failure();
@@ -279,19 +286,29 @@ void PoolState::release(std::span<const Chunk> chunks, Bytes size, NumaNode node
   while (homes_[home].node != node) ++home;
   // Before another thread can have the memory and count it: else the peak of what is lent came out above what there is.
   live_.fetch_sub(size.count(), std::memory_order_relaxed);
-  for (const Chunk& chunk : chunks) give_back(chunk, home);
+  const uint64_t at = releases_.fetch_add(1, std::memory_order_relaxed);
+  for (const Chunk& chunk : chunks) {
+    if (!chunk.continues) returned_.push({chunk.data, chunk.bytes, chunk.slab, static_cast<uint32_t>(home), at});
+  }
 }
 
-void PoolState::give_back(const Chunk& chunk, size_t home) noexcept {
-  if (chunk.continues) return;
+bool PoolState::collect(Collect how) noexcept {
+  std::unique_lock lock(collect_mutex_, std::try_to_lock);
+  const bool others = !lock.owns_lock();
+  if (others && how == Collect::kIfFree) return true;
+  if (others) lock.lock();  // what is wanted may be what they are giving back
+  return returned_.take_all([this](const ReturnedChunks::Chunk& chunk) { give_back(chunk); }) || others;
+}
+
+void PoolState::give_back(const ReturnedChunks::Chunk& chunk) noexcept {
   if (chunk.bytes <= slab_bytes_) {
-    homes_[home].arena->deallocate(chunk.data);
+    homes_[chunk.home].arena->deallocate(chunk.data);
     return;
   }
   const std::lock_guard lock(mutex_);
   Dedicated& slab = dedicated_.find(chunk.slab)->second;
   slab.lent = false;
-  slab.idle_since = ++clock_;
+  slab.idle_since = chunk.at;
 }
 
 void PoolState::count_live(Bytes bytes) noexcept {
@@ -306,6 +323,7 @@ void PoolState::count_live(Bytes bytes) noexcept {
 Result<NumberedSlab> PoolState::make_slab(size_t home, size_t bytes, bool may_evict) {
   Bytes missing;
   if (auto failure = shortage(home, bytes, missing)) {
+    (void)collect(Collect::kAll);
     if (!may_evict || idle_bytes() < missing) return *std::move(failure);
     evict(missing);
     // Once more: threads that need no growth may have taken what was idle, other processes what was free.
@@ -444,10 +462,12 @@ void PoolState::unmap(NumberedSlab gone) noexcept {
 Bytes PoolState::trim() {
   if (forked()) return Bytes(0);
   const std::lock_guard growing(grow_mutex_);
+  (void)collect(Collect::kAll);
   return evict(capacity_);
 }
 
 void PoolState::unmap_everything() noexcept {
+  (void)collect(Collect::kAll);
   homes_.clear();
   dedicated_.clear();
 }

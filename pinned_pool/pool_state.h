@@ -5,6 +5,7 @@
 #include <ebbtide/pinned_pool/capacity.h>
 #include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/pool.h>
+#include <ebbtide/pinned_pool/returned_chunks.h>
 #include <ebbtide/pinned_pool/topology.h>
 
 #include <sys/types.h>
@@ -24,7 +25,7 @@
 
 namespace ebbtide::pinned_pool {
 
-/// Lock order: grow_mutex_ < Arena's locks < mutex_. No slab is made or unmade under mutex_.
+/// Lock order: grow_mutex_ < collect_mutex_ < Arena's locks < mutex_. No slab is made or unmade under mutex_.
 ///
 /// Lifetime: the pool and its blocks hold it. When the last of them goes, the keeper (the thread that makes spares) is
 /// told to unmap everything and ends; without a keeper the last one unmaps. A state that a fork copied is leaked in the
@@ -38,6 +39,7 @@ class PoolState {
     NumaNode node = kAnyNode;
   };
   Result<Lent> acquire(const PinnedPool::Request& request);
+  /// Takes no lock: a thread that was stopped anywhere in here stops no other's release.
   void release(std::span<const Chunk> chunks, Bytes size, NumaNode node) noexcept;
   Bytes trim();
   PoolStats stats() const;
@@ -51,7 +53,7 @@ class PoolState {
     NumberedSlab slab;
     size_t home = 0;  ///< index into homes_
     bool lent = true;
-    uint64_t idle_since = 0;  ///< ticks of clock_
+    uint64_t idle_since = 0;  ///< ticks of releases_
   };
   /// A node and its arena.
   struct Home {
@@ -73,7 +75,13 @@ class PoolState {
   Result<Arena::Allocation> acquire_piece(size_t home, size_t bytes, bool may_grow);
   Result<Chunk> acquire_dedicated(size_t home, size_t bytes, bool may_grow);
   std::optional<Chunk> reuse_dedicated(size_t home, size_t bytes);
-  void give_back(const Chunk& chunk, size_t home) noexcept;
+  enum class Collect {
+    kIfFree,  ///< not while another thread does
+    kAll,     ///< all that was released before this call
+  };
+  /// False: there was nothing, and nobody else had it.
+  bool collect(Collect how) noexcept;
+  void give_back(const ReturnedChunks::Chunk& chunk) noexcept;
   void count_live(Bytes bytes) noexcept;
 
   // REQUIRES: grow_mutex_ held.
@@ -94,11 +102,13 @@ class PoolState {
   std::mutex
       grow_mutex_;  ///< held while slabs are made and unmade, so that threads out of room map one slab and not one each
 
+  ReturnedChunks returned_;   ///< released, and not given back to arenas and dedicated slabs yet
+  std::mutex collect_mutex_;  ///< held while they are
+
   mutable std::mutex mutex_;                 ///< guards what follows
   std::map<uint32_t, Dedicated> dedicated_;  ///< by the slab's number
   std::vector<bool> numbers_;                ///< taken ones
-  uint64_t clock_ = 0;
-  Bytes mapped_;  ///< slabs there are and the one being made
+  Bytes mapped_;                             ///< slabs there are and the one being made
   Bytes peak_mapped_;
   int64_t slabs_ = 0;
   int64_t growths_ = 0;
@@ -117,6 +127,7 @@ class PoolState {
   bool has_keeper_ = false;  ///< fixed once created
   std::atomic<bool> cancelled_ = false;
   std::atomic<int64_t> live_ = 0;
+  std::atomic<uint64_t> releases_ = 0;
   std::atomic<int64_t> peak_live_ = 0;
   std::atomic<int64_t> refusals_ = 0;
   std::atomic<int64_t> other_node_ = 0;

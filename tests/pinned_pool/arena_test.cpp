@@ -1,4 +1,5 @@
 #include <ebbtide/pinned_pool/arena.h>
+#include <ebbtide/pinned_pool/page.h>
 
 #include <gtest/gtest.h>
 
@@ -39,7 +40,7 @@ class ArenaTest : public testing::Test {
 };
 
 TEST_F(ArenaTest, NeverMapsAnythingItself) {
-  EXPECT_FALSE(arena_->allocate(4096));
+  EXPECT_FALSE(arena_->allocate(page_bytes()));
   EXPECT_FALSE(arena_->allocate(kSlab));
   EXPECT_EQ(arena_->growths(), 0u);
 }
@@ -138,18 +139,21 @@ TEST_F(ArenaTest, RecycledSlabsComeBackAndServeAgain) {
 
 TEST_F(ArenaTest, SizesAreWholePagesAndAligned) {
   push();
+  const size_t page = page_bytes();
   std::vector<Arena::Allocation> got;
-  for (size_t bytes = 4096; bytes <= 256 << 10; bytes += 4096) {
+  size_t all = 0;
+  for (size_t bytes = page; all + bytes < kSlab / 2 && got.size() < 64; bytes += page) {
     const auto piece = arena_->allocate(bytes);
     ASSERT_TRUE(piece);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(piece->data) % 4096, 0u);
-    std::memset(piece->data, static_cast<int>(bytes >> 12), bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(piece->data) % page, 0u);
+    std::memset(piece->data, static_cast<int>(bytes / page), bytes);
     got.push_back(*piece);
+    all += bytes;
   }
   for (size_t i = 0; i < got.size(); ++i) {
-    const size_t bytes = (i + 1) * 4096;
-    EXPECT_EQ(static_cast<unsigned char>(got[i].data[0]), bytes >> 12);
-    EXPECT_EQ(static_cast<unsigned char>(got[i].data[bytes - 1]), bytes >> 12);
+    const size_t pages = i + 1;
+    EXPECT_EQ(static_cast<unsigned char>(got[i].data[0]), pages);
+    EXPECT_EQ(static_cast<unsigned char>(got[i].data[pages * page - 1]), pages);
     arena_->deallocate(got[i].data);
   }
 }

@@ -1,3 +1,4 @@
+#include <ebbtide/pinned_pool/page.h>
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/pinned_pool/topology.h>
 
@@ -47,8 +48,9 @@ TEST(Pool, BlockIsChunksOfAtMost32MiB) {
   EXPECT_EQ(block.chunks()[3].bytes, 5u);
   EXPECT_EQ(sum(block), static_cast<size_t>(block.size().count()));
   for (const Chunk& chunk : block.chunks()) {
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(chunk.data) % 4096, 0u);
-    std::memset(chunk.data, 1, (chunk.bytes + 4095) / 4096 * 4096);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(chunk.data) % pinned_pool::page_bytes(), 0u);
+    const size_t pages = (chunk.bytes + pinned_pool::page_bytes() - 1) / pinned_pool::page_bytes();
+    std::memset(chunk.data, 1, pages * pinned_pool::page_bytes());
   }
   const PoolStats stats = pool->stats();
   EXPECT_EQ(stats.live_bytes, block.size());
