@@ -1,3 +1,4 @@
+#include <ebbtide/pinned_pool/page.h>
 #include <ebbtide/pinned_pool/pool.h>
 #include <ebbtide/store/returned_memory.h>
 #include <ebbtide/store/store_core.h>
@@ -8,7 +9,7 @@ namespace ebbtide {
 
 std::shared_ptr<ReturnedMemory> ReturnedMemory::make(std::shared_ptr<StoreCore> core, PinnedPool* pool, Bytes bytes,
                                                      size_t modulus, size_t remainder, From from) {
-  constexpr size_t kPage = 4096;
+  const size_t page = pinned_pool::page_bytes();
   const size_t whole = (static_cast<size_t>(bytes.count()) + remainder + modulus - 1) / modulus * modulus;
   std::shared_ptr<ReturnedMemory> memory(new ReturnedMemory);
   std::byte* base = nullptr;
@@ -23,8 +24,7 @@ std::shared_ptr<ReturnedMemory> ReturnedMemory::make(std::shared_ptr<StoreCore> 
     }
   }
   if (base == nullptr && from == From::kPoolOrSystem) {
-    memory->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, (whole + kPage - 1) / kPage * kPage)),
-                     std::free};
+    memory->heap_ = {static_cast<std::byte*>(std::aligned_alloc(page, (whole + page - 1) / page * page)), std::free};
     base = memory->heap_.get();
   }
   if (base == nullptr) return nullptr;

@@ -22,7 +22,7 @@ class EBBTIDE_API ReturnedMemory {
     kReadyPool,     ///< memory that the pool has ready: no system call, for threads that must not wait
     kPoolOrSystem,  ///< the pool may grow, and where it has no room the system serves
   };
-  /// `bytes` of memory whose address is `remainder` modulo `modulus` (a power of two, at most 4096): what direct I/O
+  /// `bytes` of memory whose address is `remainder` modulo `modulus` (a power of two, at most a page): what direct I/O
   /// and the kernels' own choice of code path need, see RecordLayout. None where there is no room.
   static std::shared_ptr<ReturnedMemory> make(std::shared_ptr<StoreCore> core, PinnedPool* pool, Bytes bytes,
                                               size_t modulus, size_t remainder, From from);

@@ -1,6 +1,7 @@
 // Devices to test, each with what a program does beside them: the same test runs on every one.
 #pragma once
 
+#include <ebbtide/pinned_pool/page.h>
 #include <ebbtide/transfer/cuda_device.h>
 #include <ebbtide/transfer/host_device.h>
 
@@ -45,9 +46,9 @@ inline constexpr std::chrono::milliseconds kHoldTime{100};
 
 /// Zeroed host memory in pages of its own: a real driver registers whole pages.
 inline std::shared_ptr<std::byte> page_memory(size_t bytes) {
-  constexpr size_t kPage = 4096;
-  const size_t whole = (bytes + kPage - 1) / kPage * kPage;
-  auto* const data = static_cast<std::byte*>(std::aligned_alloc(kPage, whole));
+  const size_t page = pinned_pool::page_bytes();
+  const size_t whole = (bytes + page - 1) / page * page;
+  auto* const data = static_cast<std::byte*>(std::aligned_alloc(page, whole));
   std::memset(data, 0, whole);
   return std::shared_ptr<std::byte>(data, std::free);
 }
