@@ -108,6 +108,29 @@ TEST(Plan, WhereTheLinkIsSlowAllIsRedone) {
   EXPECT_LE(result.predicted.step_s, result.recompute_all_s * (1 + 1e-12));
 }
 
+/// Disks wear out.
+TEST(Plan, AtEqualTimeItIsRedoneAndNotWritten) {
+  Profile profile;
+  for (uint32_t i = 0; i < 3; ++i) {
+    profile.records.push_back({.bytes = Bytes(100), .moved = Bytes(100), .recipe = ProfiledRecipe{}});  // takes no time
+    profile.steps.push_back({What::kPack, i, 10.0 * i});
+  }
+  for (uint32_t i = 3; i-- > 0;) {
+    profile.steps.push_back({What::kUnpack, i, 60 - 10.0 * i});
+    profile.steps.push_back({What::kDeath, i, 65 - 10.0 * i});
+  }
+  profile.seconds = 70;
+  const Machine machine{.link = {}, .disk = DiskModel{1000, 1000, 0, 0}};
+  const Budgets budgets{.device = Bytes(200)};
+  const Plan moved = plan(profile, machine, budgets, {.recompute = false});
+  ASSERT_DOUBLE_EQ(moved.predicted.step_s, 70) << "the disk is hidden, too";
+  ASSERT_GT(moved.predicted.written, Bytes(0));
+  const Plan result = plan(profile, machine, budgets);
+  EXPECT_DOUBLE_EQ(result.predicted.step_s, 70);
+  EXPECT_EQ(result.predicted.written, Bytes(0));
+  EXPECT_GT(std::ranges::count(result.actions, kRecompute), 0);
+}
+
 TEST(PlanProperty, OfAFewRecordsNoTreatmentIsBetter) {
   for (uint64_t seed = 0; seed < 10000; ++seed) {
     const Question question(seed, 4);
