@@ -22,6 +22,7 @@ import text
 from competition import Competition, Conditions, Outcome
 from contender import Died
 from demo import check_spill_folder
+from memory_limit import MemoryLimit
 from subjects import SUBJECTS, subject
 
 BUDGETS = "5,10,20,30,50,auto"
@@ -29,6 +30,9 @@ BUDGETS = "5,10,20,30,50,auto"
 QUICK = ("plain", "checkpoint", "selective", "save_on_cpu", "transformers", "ebbtide_10", "ebbtide_30", "ebbtide_50", "ebbtide_auto")
 GPU_SHORT = ("plain", "plain_again", "checkpoint", "save_on_cpu", "torchtune", "ebbtide_10", "ebbtide_30", "ebbtide_50")
 GPU_SHORT_MODELS = ("llama-7b", "llama-7b-32k")
+# The demo's model beside checkpoint and swap, and then six times as many sequences in 3 GiB of memory, beside plain in as much as it likes.
+CPU_REACH = ("plain", "checkpoint", "swap", "ebbtide_10")
+REACH_BATCH, REACH_LIMIT, REACH_ENTRY = 24, 3 << 30, "ebbtide_3"
 CPU_MODELS = ("gpt", "llama-1b", "llama-short", "moe", "conv", "lora")
 
 
@@ -37,6 +41,9 @@ def parse_arguments():
     which = parser.add_argument_group("what is compared")
     which.add_argument("--quick", action="store_true", help="a small GPT and fewer contenders: minutes, to see that all works")
     which.add_argument("--gpu-short", action="store_true", help=f"{' and '.join(GPU_SHORT_MODELS)}, with {len(GPU_SHORT)} contenders: under 8 minutes on an H100")
+    which.add_argument(
+        "--cpu-reach", action="store_true", help="the demo's GPT: plain, checkpoint, swap, Ebbtide at 10%%; then batch 24 under 3 GiB (root; 20 minutes, 12 GiB of memory, 20 GiB of disk)"
+    )
     which.add_argument("--full", action="store_true", help="all models, on a GPU with as many layers as it holds: an hour")
     which.add_argument("--models", metavar="NAME,...", help=f"of {', '.join(SUBJECTS)} (on the CPU {', '.join(CPU_MODELS)})")
     which.add_argument("--contenders", metavar="NAME,...", help=f"of {', '.join(contenders.table(contenders.budgets(BUDGETS)))} (all)")
@@ -50,7 +57,7 @@ def parse_arguments():
     how.add_argument("--steps", type=cli.positive, help="timed ones (5; with --quick 3)")
     how.add_argument("--warmup", type=cli.positive, default=3, help="steps before them (%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="of weights, data and turns (%(default)s)")
-    how.add_argument("--shrink", type=cli.positive, default=1, metavar="N", help="width and tokens divided by N, 3 layers: a dry run, whose times say nothing")
+    how.add_argument("--shrink", type=cli.positive, default=1, metavar="N", help="a GPU's width and tokens divided by N, 3 layers: a dry run on any device, whose times say nothing")
     for size in ("layers", "width", "tokens", "batch"):
         how.add_argument(f"--{size}", type=cli.positive, help="instead of the models' own")
     how.add_argument("--together", type=cli.positive, metavar="N", help="contenders that are there at once, beside plain (as many as memory has room for)")
@@ -65,8 +72,15 @@ def parse_arguments():
 def check(arguments) -> None:
     """Also fills in what depends on other options."""
     arguments.device = device.resolve(arguments.device)
-    if arguments.quick + arguments.gpu_short + arguments.full > 1:
-        raise cli.BadInput("--quick, --gpu-short and --full: one of them")
+    if arguments.quick + arguments.gpu_short + arguments.full + arguments.cpu_reach > 1:
+        raise cli.BadInput("--quick, --gpu-short, --cpu-reach and --full: one of them")
+    if arguments.cpu_reach:
+        if arguments.device != "cpu":
+            raise cli.BadInput("--cpu-reach is for --device cpu")
+        with MemoryLimit(REACH_LIMIT):
+            pass  # what would fail after minutes fails now
+        arguments.swap, arguments.models = True, "gpt"
+        arguments.contenders = arguments.contenders or ",".join(CPU_REACH)
     if arguments.steps is None:
         arguments.steps = 3 if arguments.quick else 5
     arguments.models = arguments.models.split(",") if arguments.models else default_models(arguments)
@@ -106,9 +120,27 @@ def entries_of(arguments) -> list[contenders.Entry]:
     return [known["plain"], *(known[name] for name in names if name != "plain")]
 
 
+def compete_in_little(arguments) -> Outcome:
+    """The second half of --cpu-reach."""
+    sizes = subject("gpt").sizes("cpu", shrink=arguments.shrink, **sizes_asked(arguments) | {"batch": REACH_BATCH})
+    limits = {REACH_ENTRY: arguments.memory or REACH_LIMIT}
+    conditions = Conditions(
+        "gpt", sizes, "cpu", arguments.spill, 2, 3, seed=arguments.seed, shrunk=arguments.shrink > 1, limits=limits, label=f"gpt-batch-{REACH_BATCH}"
+    )
+    known = contenders.table([0.03])
+    return Competition(conditions, [known["plain"], known[REACH_ENTRY]], say).run()
+
+
+def sizes_asked(arguments) -> dict[str, int | None]:
+    return {size: getattr(arguments, size) for size in ("layers", "width", "tokens", "batch")}
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def compete(arguments, name: str) -> Outcome:
-    asked = {size: getattr(arguments, size) for size in ("layers", "width", "tokens", "batch")}
-    sizes = subject(name).sizes(arguments.device, arguments.quick, arguments.shrink, **asked)
+    sizes = subject(name).sizes(arguments.device, arguments.quick, arguments.shrink, **sizes_asked(arguments))
     conditions = Conditions(
         name,
         sizes,
@@ -123,7 +155,7 @@ def compete(arguments, name: str) -> Outcome:
     )
     entries = [entry for entry in arguments.entries if subject(name).fuses or not entry.fused]
     traced = next((entry.name for entry in entries if entry.name.startswith("ebbtide") and entry.share == 0.1), None)
-    return Competition(conditions, entries, lambda line: print(line, file=sys.stderr), traced).run()
+    return Competition(conditions, entries, say, traced).run()
 
 
 def table(model: dict) -> Table:
@@ -159,6 +191,8 @@ def main() -> int:
     try:
         for name in arguments.models:
             outcomes.append(compete(arguments, name))
+        if arguments.cpu_reach:
+            outcomes.append(compete_in_little(arguments))
     except Died as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1

@@ -81,6 +81,8 @@ def draw_step(path: Path, trace: dict, title: str) -> None:
             counters.append((event["ts"] / 1e6, event["args"]))
     colours = {"forward": "#303030", "backward": "#707880", "run again": "#e69f00", "waiting": "#d55e00"}
     lanes = {name: spans for name, spans in lanes.items() if spans}
+    if not lanes:
+        return  # nothing was saved that a store looks at
     figure, (tracks, sizes) = pyplot.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained", height_ratios=(len(lanes), 4))
     for place, (name, spans) in enumerate(lanes.items()):
         tracks.broken_barh(spans, (len(lanes) - place - 0.9, 0.8), color=colours.get(name, EBBTIDE), linewidth=0)

@@ -11,6 +11,7 @@ NOT_MEASURED = "not yet measured"
 # (device, model, contender) -> most of plain's time that the project allows itself.
 GOALS = {
     ("cpu", "gpt", "ebbtide_10"): 1.05,
+    ("cpu", "gpt-batch-24", "ebbtide_3"): 1.05,
     ("cuda", "llama-7b", "ebbtide_auto"): 1.005,
     ("cuda", "llama-7b", "ebbtide_50"): 1.01,
     ("cuda", "llama-7b", "ebbtide_30"): 1.035,
@@ -31,7 +32,7 @@ def tokens_per_s(outcome: Outcome, result: Result) -> float | None:
 
 
 def rows(outcome: Outcome) -> Iterator[Row]:
-    at, part = outcome.conditions, outcome.conditions.model
+    at, part = outcome.conditions, outcome.conditions.label
     yield Row(part, "plain.saved", outcome.saved_bytes, "B")
     for name, result in outcome.results.items():
         ratio = over_plain(result)
@@ -51,7 +52,7 @@ def to_json(outcome: Outcome) -> dict:
     at = outcome.conditions
     sizes = {size: getattr(at.sizes, size) for size in ("layers", "width", "tokens", "batch")}
     return {
-        "model": at.model,
+        "model": at.label,
         "device": at.device,
         "sizes": sizes,
         "warmup": at.warmup,
@@ -110,7 +111,7 @@ def cells(contender: dict) -> tuple[str, ...]:
         size(contender["pinned_bytes"]),
         *(size(moved.get(key)) for key in ("moved_out", "moved_in", "disk_write", "disk_read")),
         bits,
-        contender["reason"],
+        "; ".join(filter(None, (contender["limit_bytes"] and f"under a limit of {format_bytes(contender['limit_bytes'])}", contender["reason"]))),
     )
 
 

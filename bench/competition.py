@@ -40,6 +40,11 @@ class Conditions:
     together: int | None = None
     swap: bool = False
     shrunk: bool = False  # to sizes that say nothing of speed
+    limits: dict[str, int] = field(default_factory=dict)  # of a contender's memory, bytes
+    label: str = ""  # where the model's name does not tell it from another
+
+    def __post_init__(self):
+        self.label = self.label or self.model
     deterministic: bool = False
     peers: Path = peers.FOLDER
 
@@ -124,9 +129,9 @@ class Competition:
             if len(both) == 2:
                 digests = [[contender.ask("step")["digest"] for _ in range(2)] for contender in both]
                 self._at.deterministic = digests[0] != digests[1]
-        self._say(f"{self._at.model}: {self._at.sizes}; plain saves {cli.format_bytes(self.outcome.saved_bytes)}")
+        self._say(f"{self._at.label}: {self._at.sizes}; plain saves {cli.format_bytes(self.outcome.saved_bytes)}")
         if self._at.deterministic:
-            self._say(f"{self._at.model}: two plain runs differ, so all use deterministic algorithms")
+            self._say(f"{self._at.label}: two plain runs differ, so all use deterministic algorithms")
 
     def _room(self) -> int:
         """How many fit beside each other: each keeps weights and optimizer, and one at a time has gradients and activations."""
@@ -154,7 +159,7 @@ class Competition:
             plain = Result(self._plain)
             self._each_ready(running, results)
             for number in range(self._at.warmup + self._at.steps):
-                self._say(f"{self._at.model}: {', '.join(running)}: step {number + 1} of {self._at.warmup + self._at.steps}")
+                self._say(f"{self._at.label}: {', '.join(running)}: step {number + 1} of {self._at.warmup + self._at.steps}")
                 for name in self._order.sample(list(running), len(running)):
                     self._ask(running, name, results.get(name) if name != "plain" else plain, "step")
                 if number >= self._at.warmup:
@@ -198,6 +203,10 @@ class Competition:
 
     def _start_under(self, stack: ExitStack, entry: Entry, result: Result) -> Contender:
         result.budget_bytes = self.budget(entry)
+        if entry.name in self._at.limits:
+            result.limit_bytes = self._at.limits[entry.name]
+            limit = stack.enter_context(MemoryLimit(result.limit_bytes))
+            return self._start(stack, entry, result.budget_bytes, limit.wrap)
         if not entry.swaps:
             return self._start(stack, entry, result.budget_bytes)
         if not self._at.swap:

@@ -20,8 +20,13 @@ class SavedBytes:
         self._held = 0
         self.timeline: list[tuple[float, int]] = []
 
-    def hooks(self):
-        return torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Saved(self, tensor), lambda saved: saved.tensor)
+    def hooks(self, but: type | None = None):
+        """Tensors of the class `but` are not counted: parameters whose memory comes and goes, as FSDP's."""
+
+        def pack(tensor):
+            return tensor if but and isinstance(tensor, but) else _Saved(self, tensor)
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor if isinstance(saved, _Saved) else saved)
 
     @property
     def peak(self) -> int:

@@ -42,8 +42,8 @@ class Subject:
     least_batch: int | None = None  # a batch of its own size in each step, from this one
 
     def sizes(self, device: str, quick: bool = False, shrink: int = 1, **asked: int | None) -> Sizes:
-        """`asked`: what the command line says, None where it says nothing. `shrink` divides width and tokens, and leaves 3 layers."""
-        sizes = self.quick if quick and self.quick else getattr(self, "cuda" if device == "cuda" else "cpu")
+        """`asked`: what the command line says, None where it says nothing. `shrink` divides a GPU's width and tokens, and leaves 3 layers."""
+        sizes = self.quick if quick and self.quick else self.cuda if device == "cuda" or shrink > 1 else self.cpu
         if shrink > 1:
             width = sizes.width // shrink if self.images else max(128, sizes.width // shrink // 128 * 128)
             tokens = max(16 if self.images else 32, sizes.tokens // shrink)
