@@ -23,7 +23,7 @@ def rows(options: list[str]) -> Iterator[Row]:
         print(f"demo: no root, so nothing is run under {MEMORY_LIMIT}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "demo.json"
-        command = [sys.executable, machine.ROOT / "bench/demo.py", "--steps=4", "--json", result]
+        command = [sys.executable, machine.ROOT / "bench/demo.py", "--steps=3", "--json", result]
         if limited:
             command.append(f"--memory={MEMORY_LIMIT}")
         code = subprocess.run([*command, *options], stdout=sys.stderr).returncode

@@ -34,7 +34,7 @@ class Size:
     rounds: int
 
 
-SIZES = (Size("", 4, 256, 24), Size(".wide", 2, 1024, 8))
+SIZES = (Size("", 4, 256, 16), Size(".wide", 2, 1024, 6))
 
 
 def rows(options: list[str]) -> Iterator[Row]:
