@@ -6,7 +6,7 @@ Out: a table; with --json FILE all figures, a Markdown table beside them, and pi
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,7 @@ import device
 import machine
 import peers
 import text
-from competition import Competition, Conditions, Outcome
+from competition import Competition, Conditions, Outcome, layers_that_fit
 from contender import Died
 from demo import check_spill_folder
 from memory_limit import MemoryLimit
@@ -61,6 +61,7 @@ def parse_arguments():
     for size in ("layers", "width", "tokens", "batch"):
         how.add_argument(f"--{size}", type=cli.positive, help="instead of the models' own")
     how.add_argument("--together", type=cli.positive, metavar="N", help="contenders that are there at once, beside plain (as many as memory has room for)")
+    how.add_argument("--alone", action="store_true", help="contenders one after the other, where two do not fit (with --full on a GPU)")
     how.add_argument("--spill", metavar="DIR", default=tempfile.gettempdir(), help="folder on a disk for what leaves memory (%(default)s)")
     out = parser.add_argument_group("what comes out")
     out.add_argument("--json", metavar="FILE", help="all figures; FILE's name with .md for the table, -MODEL.png and -step.png for pictures")
@@ -150,9 +151,13 @@ def compete(arguments, name: str) -> Outcome:
         arguments.steps,
         seed=arguments.seed,
         together=arguments.together,
+        alone=arguments.alone,
         swap=arguments.swap,
         shrunk=arguments.shrink > 1,
     )
+    if arguments.full and arguments.device == "cuda" and not arguments.layers:
+        layers = layers_that_fit(conditions, contenders.table([])["plain"])
+        conditions = replace(conditions, sizes=replace(sizes, layers=layers), alone=True)
     entries = [entry for entry in arguments.entries if subject(name).fuses or not entry.fused]
     traced = next((entry.name for entry in entries if entry.name.startswith("ebbtide") and entry.share == 0.1), None)
     return Competition(conditions, entries, say, traced).run()

@@ -2,6 +2,7 @@
 
 Each is a process of its own. As many as memory has room for are there at once, each group with a plain one of its own, whose step in
 the same round is what theirs are compared with: the machine's drift meets both alike. The order of a round is drawn anew each time.
+Where one model fills the device they are there one after the other instead, and plain's second process tells how far the machine drifts.
 """
 
 import random
@@ -9,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cli
@@ -23,7 +24,7 @@ from subjects import SUBJECTS, Sizes
 from swap_space import swap_space
 
 PROCESS_BYTES = 700 << 20  # of one with torch loaded
-ROOM = 0.8  # of the free memory that the contenders together may take
+ROOM = {"cpu": 0.8, "cuda": 0.92}  # of the free memory that the contenders together may take
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Conditions:
     steps: int
     seed: int = 0
     together: int | None = None
+    alone: bool = False  # one after the other
     swap: bool = False
     shrunk: bool = False  # to sizes that say nothing of speed
     limits: dict[str, int] = field(default_factory=dict)  # of a contender's memory, bytes
@@ -115,7 +117,11 @@ class Competition:
         """Errors: Died where plain itself does; BadInput."""
         self._measure_plain()
         others = [entry for entry in self._entries if entry is not self._plain]
-        for group in _split(others, self._at.together or self._room()):
+        if self._at.alone:
+            for entry in (self._plain, *sorted(others, key=lambda entry: entry.name == "plain_again")):
+                self._run_alone(entry)
+            others = []
+        for group in _split(others, self._at.together or self._room()) if others else ():
             self._run_group(group)
         self._compare_bits()
         return self.outcome
@@ -143,7 +149,7 @@ class Competition:
             free, each = torch.cuda.mem_get_info()[0], PROCESS_BYTES + facts["weights_bytes"] + states
         else:
             free, each = _available_bytes(), max(PROCESS_BYTES, facts["rss_bytes"]) + states
-        room = ROOM * free - 1.5 * self.outcome.saved_bytes - facts["trained_bytes"]
+        room = ROOM[self._at.device] * free - 1.5 * self.outcome.saved_bytes - facts["trained_bytes"]
         return max(1, int(room // each) - 1)
 
     def _run_group(self, group: list[Entry]) -> None:
@@ -175,6 +181,26 @@ class Competition:
                 self.outcome.results = results = {"plain": plain} | results
             elif [s["digest"] for s in plain.steps] != [s["digest"] for s in results["plain"].steps]:
                 results["plain"].bitwise_equal = False
+
+    def _run_alone(self, entry: Entry) -> None:
+        results = self.outcome.results
+        result = results[entry.name] = Result(entry)
+        self._say(f"{self._at.label}: {entry.name}")
+        with ExitStack() as stack:
+            try:
+                running = {entry.name: self._start_under(stack, entry, result)}
+            except cli.BadInput as reason:
+                return result.stop("unavailable", str(reason))
+            self._each_ready(running, results)
+            for _ in range(self._at.warmup + self._at.steps):
+                if running:
+                    self._ask(running, entry.name, result, "step")
+            if running and self._trace_of == entry.name:
+                self.outcome.trace = running[entry.name].ask("trace")
+            if running:
+                self._ask(running, entry.name, result, "finish")
+        timed = zip(result.steps[self._at.warmup :], results["plain"].steps[self._at.warmup :])
+        result.over_plain = [mine["seconds"] / plain["seconds"] for mine, plain in timed]
 
     def _ask(self, running: dict[str, Contender], name: str, result: Result, word: str) -> None:
         try:
@@ -235,6 +261,22 @@ class Competition:
             if reference and reference.steps and result.steps and result is not results["plain"]:
                 mine, theirs = ([step["digest"] for step in each.steps] for each in (result, reference))
                 result.bitwise_equal = mine == theirs[: len(mine)] if result is not reference else None
+
+
+def layers_that_fit(conditions: Conditions, entry: Entry) -> int:
+    """How many a GPU holds of the model trained by `entry` (plain), from what one and two of them take."""
+    import torch
+
+    peaks = []
+    for layers in (1, 2):
+        command = replace(conditions, sizes=replace(conditions.sizes, layers=layers)).command(entry, None)
+        with Contender(entry.name, command, TMPDIR=conditions.spill) as contender:
+            contender.wait_ready()
+            contender.ask("step")
+            peaks.append(contender.finish()["peak_device_bytes"])
+    each = peaks[1] - peaks[0]
+    free = ROOM["cuda"] * torch.cuda.mem_get_info()[0]
+    return max(1, int((free - (peaks[0] - each)) // each))
 
 
 def _split(entries: list[Entry], room: int) -> Iterator[list[Entry]]:

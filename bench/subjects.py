@@ -130,6 +130,19 @@ class ImageBatches:
         return batch
 
 
+def _built(chosen: Subject, sizes: Sizes, fused: bool, device, dtype):
+    """Made where it will be, as it will be: several processes at once would not have room for fp32 first."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return chosen.build(sizes, fused)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def training_parts(name: str, sizes: Sizes, seed: int, on, fused: bool = False) -> tuple:
     """The model, its batches and its optimizer, on the device of `on`. Errors: BadInput where there is no text."""
     import torch
@@ -140,8 +153,7 @@ def training_parts(name: str, sizes: Sizes, seed: int, on, fused: bool = False) 
     half = on.device.type == "cuda" and not chosen.mixed
     data = b"" if chosen.images else text.load_text(text.DEFAULT_TEXT, sizes.tokens)
     torch.manual_seed(seed)
-    model = chosen.build(sizes, fused)
-    model.to(on.device, torch.bfloat16 if half else torch.float32)
+    model = _built(chosen, sizes, fused, on.device, torch.bfloat16 if half else torch.float32)
     if chosen.images:
         batches = ImageBatches(sizes.tokens, sizes.batch, seed, on.device, torch.bfloat16 if half else torch.float32)
     else:
