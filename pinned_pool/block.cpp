@@ -6,11 +6,13 @@
 
 namespace ebbtide {
 
-Block::Block(std::shared_ptr<pinned_pool::PoolState> pool, Few<Chunk> chunks, Bytes size, NumaNode node) noexcept
-    : pool_(std::move(pool)), chunks_(std::move(chunks)), size_(size), node_(node) {}
+Block::Block(std::shared_ptr<pinned_pool::PoolState> pool, pinned_pool::ReturnedBlock* way_back, Few<Chunk> chunks,
+             Bytes size, NumaNode node) noexcept
+    : pool_(std::move(pool)), way_back_(way_back), chunks_(std::move(chunks)), size_(size), node_(node) {}
 
 Block::Block(Block&& other) noexcept
     : pool_(std::move(other.pool_)),
+      way_back_(std::exchange(other.way_back_, nullptr)),
       chunks_(std::move(other.chunks_)),
       size_(std::exchange(other.size_, Bytes())),
       node_(std::exchange(other.node_, kAnyNode)) {}
@@ -19,6 +21,7 @@ Block& Block::operator=(Block&& other) noexcept {
   if (this == &other) return *this;
   release();
   pool_ = std::move(other.pool_);
+  way_back_ = std::exchange(other.way_back_, nullptr);
   chunks_ = std::move(other.chunks_);
   size_ = std::exchange(other.size_, Bytes());
   node_ = std::exchange(other.node_, kAnyNode);
@@ -30,7 +33,7 @@ Block::~Block() {
 }
 
 void Block::release() noexcept {
-  if (pool_) pool_->release(chunks(), size_, node_);
+  if (pool_) pool_->release(way_back_, std::move(chunks_), size_, node_);
 }
 
 }  // namespace ebbtide

@@ -24,7 +24,8 @@ struct Chunk {
 
 namespace pinned_pool {
 class PoolState;
-}
+struct ReturnedBlock;
+}  // namespace pinned_pool
 
 /// Host memory for one record: chunks of at most 32 MiB, all on one NUMA node, each inside one slab; or one single chunk,
 /// if asked for contiguous.
@@ -48,10 +49,12 @@ class Block {
 
  private:
   friend class PinnedPool;
-  Block(std::shared_ptr<pinned_pool::PoolState> pool, Few<Chunk> chunks, Bytes size, NumaNode node) noexcept;
+  Block(std::shared_ptr<pinned_pool::PoolState> pool, pinned_pool::ReturnedBlock* way_back, Few<Chunk> chunks,
+        Bytes size, NumaNode node) noexcept;
   void release() noexcept;
 
   std::shared_ptr<pinned_pool::PoolState> pool_;
+  pinned_pool::ReturnedBlock* way_back_ = nullptr;  // ours until it is released
   Few<Chunk> chunks_;
   Bytes size_;
   NumaNode node_ = kAnyNode;

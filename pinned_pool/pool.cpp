@@ -18,7 +18,7 @@ PinnedPool::~PinnedPool() = default;
 Result<Block> PinnedPool::acquire(const Request& request) {
   auto lent = state_->acquire(request);
   if (!lent) return std::move(lent).failure();
-  return Block(state_, std::move(lent.value().chunks), request.bytes, lent.value().node);
+  return Block(state_, lent.value().way_back, std::move(lent.value().chunks), request.bytes, lent.value().node);
 }
 
 Bytes PinnedPool::trim() {

@@ -161,7 +161,7 @@ Result<PoolState::Lent> PoolState::acquire(const PinnedPool::Request& request) {
         {FailureCode::kOverCapacity, 0,
          "a block of " + to_string(request.bytes) + " is more than the pool's capacity of " + to_string(capacity_)});
   }
-  (void)collect(Collect::kIfFree);
+  std::unique_ptr<ReturnedBlock> way_back = make_way_back();
   const size_t wanted = home_of(request.node);
   std::optional<Failure> first;
   for (size_t i = 0; i < homes_.size(); ++i) {
@@ -172,7 +172,7 @@ Result<PoolState::Lent> PoolState::acquire(const PinnedPool::Request& request) {
       if (request.node != kAnyNode && node != kAnyNode && node != request.node)
         other_node_.fetch_add(1, std::memory_order_relaxed);
       count_live(request.bytes);
-      return Lent{std::move(chunks).value(), node};
+      return Lent{way_back.release(), std::move(chunks).value(), node};
     }
     if (!first) first = std::move(chunks).failure();
   }
@@ -233,13 +233,13 @@ Result<Arena::Allocation> PoolState::acquire_piece(size_t home, size_t bytes, bo
   };
 
   if (const auto piece = attempt()) return *piece;
-  if (collect(Collect::kAll))
+  if (collect())
     if (const auto piece = attempt()) return *piece;
   if (!may_grow)
     return Failure{FailureCode::kOverCapacity, 0, "no slab that is there has " + to_string(as_bytes(bytes)) + " free"};
   const std::lock_guard growing(grow_mutex_);
   while (true) {
-    (void)collect(Collect::kAll);
+    (void)collect();
     if (const auto piece = attempt()) return *piece;
     // Slabs are pushed under grow_mutex_ only: a ready one that did not help means that jemalloc itself has given up.
     if (arena.has_ready()) return Failure{FailureCode::kUnsupported, 0, "jemalloc does not take slabs any more"};
@@ -250,12 +250,12 @@ Result<Arena::Allocation> PoolState::acquire_piece(size_t home, size_t bytes, bo
 }
 
 Result<Chunk> PoolState::acquire_dedicated(size_t home, size_t bytes, bool may_grow) {
-  (void)collect(Collect::kAll);
+  (void)collect();
   if (const auto chunk = reuse_dedicated(home, bytes)) return *chunk;
   if (!may_grow)
     return Failure{FailureCode::kOverCapacity, 0, "no idle slab holds " + to_string(as_bytes(bytes)) + " in one piece"};
   const std::lock_guard growing(grow_mutex_);
-  (void)collect(Collect::kAll);
+  (void)collect();
   if (const auto chunk = reuse_dedicated(home, bytes)) return *chunk;
   auto slab = make_slab(home, round_up(bytes, kHugePage), true);
   if (!slab) return std::move(slab).failure();
@@ -280,35 +280,66 @@ std::optional<Chunk> PoolState::reuse_dedicated(size_t home, size_t bytes) {
   return Chunk{best->slab.slab.data(), bytes, best->slab.number};
 }
 
-void PoolState::release(std::span<const Chunk> chunks, Bytes size, NumaNode node) noexcept {
-  if (chunks.empty() || forked()) return;
+void PoolState::release(ReturnedBlock* way_back, Few<Chunk> chunks, Bytes size, NumaNode node) noexcept {
+  if (forked()) return;
   size_t home = 0;
   while (homes_[home].node != node) ++home;
   // Before another thread can have the memory and count it: else the peak of what is lent came out above what there is.
   live_.fetch_sub(size.count(), std::memory_order_relaxed);
-  const uint64_t at = releases_.fetch_add(1, std::memory_order_relaxed);
-  for (const Chunk& chunk : chunks) {
-    if (!chunk.continues) returned_.push({chunk.data, chunk.bytes, chunk.slab, static_cast<uint32_t>(home), at});
-  }
+  way_back->chunks = std::move(chunks);
+  way_back->home = home;
+  way_back->at = releases_.fetch_add(1, std::memory_order_relaxed);
+  returned_.push(way_back);
 }
 
-bool PoolState::collect(Collect how) noexcept {
+/// Takes the occasion to give back what was released.
+std::unique_ptr<ReturnedBlock> PoolState::make_way_back() {
+  {
+    const std::unique_lock lock(collect_mutex_, std::try_to_lock);
+    if (lock.owns_lock()) {
+      (void)take_returned_locked();
+      if (ReturnedBlock* spare = spare_returned_) {
+        spare_returned_ = spare->next;
+        return std::unique_ptr<ReturnedBlock>(spare);
+      }
+    }
+  }
+  return std::make_unique<ReturnedBlock>();
+}
+
+/// All that was released before this call. False: there was nothing, and nobody else had it.
+bool PoolState::collect() noexcept {
   std::unique_lock lock(collect_mutex_, std::try_to_lock);
   const bool others = !lock.owns_lock();
-  if (others && how == Collect::kIfFree) return true;
   if (others) lock.lock();  // what is wanted may be what they are giving back
-  return returned_.take_all([this](const ReturnedChunks::Chunk& chunk) { give_back(chunk); }) || others;
+  return take_returned_locked() || others;
 }
 
-void PoolState::give_back(const ReturnedChunks::Chunk& chunk) noexcept {
+bool PoolState::take_returned_locked() noexcept {
+  return returned_.take_all([this](ReturnedBlock* block) {
+    for (const Chunk& chunk : block->chunks) give_back(chunk, *block);
+    block->chunks = {};
+    block->next = std::exchange(spare_returned_, block);
+  });
+}
+
+void PoolState::give_back(const Chunk& chunk, const ReturnedBlock& block) noexcept {
+  if (chunk.continues) return;
   if (chunk.bytes <= slab_bytes_) {
-    homes_[chunk.home].arena->deallocate(chunk.data);
+    homes_[block.home].arena->deallocate(chunk.data);
     return;
   }
   const std::lock_guard lock(mutex_);
   Dedicated& slab = dedicated_.find(chunk.slab)->second;
   slab.lent = false;
-  slab.idle_since = chunk.at;
+  slab.idle_since = block.at;
+}
+
+PoolState::~PoolState() {
+  while (ReturnedBlock* spare = spare_returned_) {
+    spare_returned_ = spare->next;
+    delete spare;
+  }
 }
 
 void PoolState::count_live(Bytes bytes) noexcept {
@@ -323,7 +354,7 @@ void PoolState::count_live(Bytes bytes) noexcept {
 Result<NumberedSlab> PoolState::make_slab(size_t home, size_t bytes, bool may_evict) {
   Bytes missing;
   if (auto failure = shortage(home, bytes, missing)) {
-    (void)collect(Collect::kAll);
+    (void)collect();
     if (!may_evict || idle_bytes() < missing) return *std::move(failure);
     evict(missing);
     // Once more: threads that need no growth may have taken what was idle, other processes what was free.
@@ -462,12 +493,12 @@ void PoolState::unmap(NumberedSlab gone) noexcept {
 Bytes PoolState::trim() {
   if (forked()) return Bytes(0);
   const std::lock_guard growing(grow_mutex_);
-  (void)collect(Collect::kAll);
+  (void)collect();
   return evict(capacity_);
 }
 
 void PoolState::unmap_everything() noexcept {
-  (void)collect(Collect::kAll);
+  (void)collect();
   homes_.clear();
   dedicated_.clear();
 }

@@ -5,7 +5,7 @@
 #include <ebbtide/pinned_pool/capacity.h>
 #include <ebbtide/pinned_pool/few.h>
 #include <ebbtide/pinned_pool/pool.h>
-#include <ebbtide/pinned_pool/returned_chunks.h>
+#include <ebbtide/pinned_pool/returned_blocks.h>
 #include <ebbtide/pinned_pool/topology.h>
 
 #include <sys/types.h>
@@ -32,15 +32,19 @@ namespace ebbtide::pinned_pool {
 /// child: its slabs, locks and thread are the parent's.
 class PoolState {
  public:
+  ~PoolState();
+  PoolState(const PoolState&) = delete;
+  PoolState& operator=(const PoolState&) = delete;
   static Result<std::shared_ptr<PoolState>> create(PoolOptions options);
 
   struct Lent {
+    ReturnedBlock* way_back = nullptr;  ///< for release()
     Few<Chunk> chunks;
     NumaNode node = kAnyNode;
   };
   Result<Lent> acquire(const PinnedPool::Request& request);
   /// Takes no lock: a thread that was stopped anywhere in here stops no other's release.
-  void release(std::span<const Chunk> chunks, Bytes size, NumaNode node) noexcept;
+  void release(ReturnedBlock* way_back, Few<Chunk> chunks, Bytes size, NumaNode node) noexcept;
   Bytes trim();
   PoolStats stats() const;
   bool some_pageable() const noexcept { return pageable_slabs_.load(std::memory_order_relaxed) > 0; }
@@ -75,13 +79,10 @@ class PoolState {
   Result<Arena::Allocation> acquire_piece(size_t home, size_t bytes, bool may_grow);
   Result<Chunk> acquire_dedicated(size_t home, size_t bytes, bool may_grow);
   std::optional<Chunk> reuse_dedicated(size_t home, size_t bytes);
-  enum class Collect {
-    kIfFree,  ///< not while another thread does
-    kAll,     ///< all that was released before this call
-  };
-  /// False: there was nothing, and nobody else had it.
-  bool collect(Collect how) noexcept;
-  void give_back(const ReturnedChunks::Chunk& chunk) noexcept;
+  bool collect() noexcept;
+  std::unique_ptr<ReturnedBlock> make_way_back();
+  bool take_returned_locked() noexcept;
+  void give_back(const Chunk& chunk, const ReturnedBlock& block) noexcept;
   void count_live(Bytes bytes) noexcept;
 
   // REQUIRES: grow_mutex_ held.
@@ -102,8 +103,9 @@ class PoolState {
   std::mutex
       grow_mutex_;  ///< held while slabs are made and unmade, so that threads out of room map one slab and not one each
 
-  ReturnedChunks returned_;   ///< released, and not given back to arenas and dedicated slabs yet
-  std::mutex collect_mutex_;  ///< held while they are
+  ReturnedBlocks returned_;                  ///< released, and not given back to arenas and dedicated slabs yet
+  std::mutex collect_mutex_;                 ///< held while they are; guards what follows
+  ReturnedBlock* spare_returned_ = nullptr;  ///< a list of those that are no block's
 
   mutable std::mutex mutex_;                 ///< guards what follows
   std::map<uint32_t, Dedicated> dedicated_;  ///< by the slab's number

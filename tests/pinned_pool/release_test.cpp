@@ -1,6 +1,6 @@
 // Blocks go back whatever other threads do, or fail to do.
 #include <ebbtide/pinned_pool/pool.h>
-#include <ebbtide/pinned_pool/returned_chunks.h>
+#include <ebbtide/pinned_pool/returned_blocks.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,46 +18,44 @@
 namespace ebbtide::pinned_pool {
 namespace {
 
-class ReturnedChunksTest : public testing::Test {
+class ReturnedBlocksTest : public testing::Test {
  protected:
-  ReturnedChunks::Chunk chunk(uint32_t number) {
-    return {reinterpret_cast<std::byte*>(&memory_[number]), sizeof(Page), number, 0, number};
+  ReturnedBlocksTest() {
+    for (size_t i = 0; i < std::size(blocks_); ++i) blocks_[i].home = i;
   }
-  std::vector<uint32_t> take() {
-    std::vector<uint32_t> taken;
-    const bool any = list_.take_all([&](const ReturnedChunks::Chunk& chunk) { taken.push_back(chunk.slab); });
+  void push(size_t number) { list_.push(&blocks_[number]); }
+  std::vector<size_t> take() {
+    std::vector<size_t> taken;
+    const bool any = list_.take_all([&](const ReturnedBlock* block) { taken.push_back(block->home); });
     EXPECT_EQ(any, !taken.empty());
     return taken;
   }
 
-  struct alignas(64) Page {
-    std::byte bytes[256];
-  };
-  Page memory_[8];
-  ReturnedChunks list_;
+  ReturnedBlock blocks_[8];
+  ReturnedBlocks list_;
 };
 
-TEST_F(ReturnedChunksTest, AllThatWasPushedIsTakenOnce) {
-  for (uint32_t i = 0; i < 3; ++i) list_.push(chunk(i));
+TEST_F(ReturnedBlocksTest, AllThatWasPushedIsTakenOnce) {
+  for (size_t i = 0; i < 3; ++i) push(i);
   EXPECT_THAT(take(), testing::UnorderedElementsAre(0, 1, 2));
   EXPECT_THAT(take(), testing::IsEmpty());
-  list_.push(chunk(1));
+  push(1);
   EXPECT_THAT(take(), testing::ElementsAre(1));
 }
 
-TEST_F(ReturnedChunksTest, APushThatStoppedHalfwayKeepsBackOnlyWhatCameBeforeIt) {
-  list_.push(chunk(0));
-  const auto stopped = list_.begin(chunk(1));
-  list_.push(chunk(2));
+TEST_F(ReturnedBlocksTest, APushThatStoppedHalfwayKeepsBackOnlyWhatCameBeforeIt) {
+  push(0);
+  const auto stopped = list_.begin(&blocks_[1]);
+  push(2);
   EXPECT_THAT(take(), testing::ElementsAre(2));
-  const auto another = list_.begin(chunk(3));
-  list_.push(chunk(4));
+  const auto another = list_.begin(&blocks_[3]);
+  push(4);
   EXPECT_THAT(take(), testing::ElementsAre(4));
-  list_.push(chunk(5));
+  push(5);
   EXPECT_THAT(take(), testing::ElementsAre(5));
-  ReturnedChunks::finish(stopped);
+  ReturnedBlocks::finish(stopped);
   EXPECT_THAT(take(), testing::ElementsAre(1, 0));
-  ReturnedChunks::finish(another);
+  ReturnedBlocks::finish(another);
   EXPECT_THAT(take(), testing::ElementsAre(3));
   EXPECT_THAT(take(), testing::IsEmpty());
 }
