@@ -13,7 +13,7 @@ import contenders
 import device
 import subjects
 import ways
-from training import Training, peak_rss, take_turns
+from training import Training, file_rss, peak_rss, take_turns
 
 MOVED = {"moved_out": "d2h", "moved_in": "h2d", "disk_write": "disk_write", "disk_read": "disk_read"}
 
@@ -104,7 +104,8 @@ def main() -> int:
         return 0
     weights = sum(parameter.nbytes for parameter in training.model.parameters())
     trained = sum(parameter.nbytes for parameter in training.model.parameters() if parameter.requires_grad)
-    take_turns(training, {"weights_bytes": weights, "trained_bytes": trained, "rss_bytes": peak_rss()}, trace=training.trace)
+    facts = {"weights_bytes": weights, "trained_bytes": trained, "rss_bytes": peak_rss(), "anonymous_bytes": peak_rss() - file_rss()}
+    take_turns(training, facts, trace=training.trace)
     return 0
 
 

@@ -52,7 +52,7 @@ def draw(path: Path, model: dict) -> None:
                 share = contender["label"].removeprefix("Ebbtide ")
                 axes.annotate(share, (x, y), textcoords="offset points", xytext=(0, -15), ha="center", color=colour, fontsize=8)
     axes.axhline(plain["tokens_per_s"], color="#c8c8c8", linewidth=0.8, zorder=1)
-    axes.set(title=title(model), ylabel="tokens a second" if model["model"] != "conv" else "images a second")
+    axes.set(title=title(model), ylabel=f"{model['counted']} a second")
     axes.set_xlabel("peak of the device's memory, GiB" if model["device"] == "cuda" else "what the process grew by at its peak, GiB")
     axes.set_xlim(0, axes.get_xlim()[1])
     axes.set_ylim(0.8 * min(c["tokens_per_s"] for c in measured), 1.05 * max(c["tokens_per_s"] for c in measured))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from cli import format_bytes
 from competition import Outcome, Result
 from row import Row
+from subjects import SUBJECTS
 
 NOT_MEASURED = "not yet measured"
 # (device, model, contender) -> most of plain's time that the project allows itself.
@@ -53,6 +54,7 @@ def to_json(outcome: Outcome) -> dict:
     sizes = {size: getattr(at.sizes, size) for size in ("layers", "width", "tokens", "batch")}
     return {
         "model": at.label,
+        "counted": "images" if SUBJECTS[at.model].images else "tokens",
         "device": at.device,
         "sizes": sizes,
         "warmup": at.warmup,
@@ -118,7 +120,7 @@ def cells(contender: dict) -> tuple[str, ...]:
 def title(model: dict) -> str:
     sizes = model["sizes"]
     shape = f"{sizes['layers']} layers, width {sizes['width']}, {sizes['batch']} x {sizes['tokens']}"
-    return f"{model['model']} on {'a GPU' if model['device'] == 'cuda' else 'the CPU'}: {shape}; plain saves {format_bytes(model['saved_bytes'])}"
+    return f"{model['model']} on {'a GPU' if model['device'] == 'cuda' else 'the CPU'}: {shape}; plain saves {format_bytes(model['saved_bytes'])}" + ("; images for tokens" if model["counted"] == "images" else "")
 
 
 def markdown(result: dict, absent: list[str]) -> str:

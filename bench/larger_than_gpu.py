@@ -150,7 +150,7 @@ def train(arguments) -> dict:
 
     from gpt import Gpt
     from saved_bytes import SavedBytes
-    from training import TextBatches, peak_rss
+    from training import TextBatches, file_rss, peak_rss
 
     ranks, on = RANKS[arguments.device], device.StepOn(arguments.device)
     if arguments.device == "cuda":
@@ -194,17 +194,9 @@ def train(arguments) -> dict:
         stats = store.stats()
         answer["saved_bytes"], answer["spilled_bytes"] = (stats[name]["bytes"] // arguments.steps for name in ("saved", "spilled"))
         store.close()
-    answer["peak_bytes"] = on.peak_bytes() if arguments.device == "cuda" else peak_rss() - _file_bytes()
+    answer["peak_bytes"] = on.peak_bytes() if arguments.device == "cuda" else peak_rss() - file_rss()
     torch.distributed.destroy_process_group()
     return answer
-
-
-def _file_bytes() -> int:
-    """Of the resident set, those of files: programs and libraries, which a limit's memory need not hold."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssFile:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def table(runs: list[Run], arguments) -> Table:

@@ -17,7 +17,7 @@ def find(arguments, outcome: Outcome) -> dict:
     """For the JSON: each contender's largest batch, 0 where not even one sequence fits."""
     batches = {}
     for name, result in outcome.results.items():
-        if result.exit != "ok" or name == "plain_again":
+        if result.exit != "ok" or name == "plain_again" or result.entry.swaps:
             continue
         fits = lambda batch: trains(outcome, result, batch, arguments.memory)  # noqa: B023, E731
         batches[name] = search(fits, outcome.conditions.sizes.batch)

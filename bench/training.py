@@ -156,10 +156,19 @@ def forget_peak_rss() -> None:
 
 
 def peak_rss() -> int:
+    return _status("VmHWM")
+
+
+def file_rss() -> int:
+    """Of the resident set, what is files' now: programs and libraries, which a memory limit need not hold."""
+    return _status("RssFile")
+
+
+def _status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def take_turns(training: Training, ready: dict | None = None, **words: Callable[[], dict]) -> None:

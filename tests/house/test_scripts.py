@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "tests/run.sh", ".ci/run", "bench/demo.sh"])
+@pytest.mark.parametrize("script", ["setup.sh", "tests/run.sh", ".ci/run", "bench/demo.sh", "bench/run.sh", "bench/compare.sh", "bench/check.sh", "bench/larger_than_gpu.sh"])
 def test_scripts_parse(root, run, script):
     run("bash", "-n", root / script)
 
