@@ -3,6 +3,7 @@
 #include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/pass_through.h>
 #include <ebbtide/hooks/recompute.h>
+#include <ebbtide/hooks/redo_environment.h>
 #include <ebbtide/hooks/region.h>
 #include <ebbtide/store/error.h>
 
@@ -306,6 +307,7 @@ std::vector<bool> CheckpointFrame::wanted(const CheckpointSlot* asked_slot, cons
                                                      slot->saved->unchanged() && store_->awaits_redo(*record));
   }
   return wanted;
+  const RedoEnvironment::Outside outside;
 }
 
 std::vector<CheckpointFrame::Made> CheckpointFrame::recompute(const CheckpointSlot* slot, const Record* record) {

@@ -1,18 +1,23 @@
 // Regions: what is saved in them comes back to the last bit, wherever it was meanwhile.
 #include <ebbtide/ebbtide.h>
+#include <ebbtide/hooks/redo_environment.h>
 #include <ebbtide/store/store_core.h>
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/rrelu.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <functional>
@@ -496,6 +501,20 @@ TEST(CheckpointTest, ARegionThatRanACollectiveIsNotRunAgain) {
   y.reset();
   expect_all_is_over(store);
   EXPECT_EQ(store.stats().recomputed.tensors, 0);
+}
+
+/// A recipe runs without autograd. What it reads may be a region's, which must not.
+TEST(CheckpointTest, ARegionThatIsRunAgainForARecipeRunsWithAutograd) {
+  const at::Tensor x = leaf();
+  const at::Tensor y = checkpoint([](const at::Tensor& h) { return at::tanh(at::exp(at::sin(h))); }, x * 2);
+  auto* node = dynamic_cast<torch::autograd::generated::TanhBackward0*>(y.grad_fn().get());
+  ASSERT_NE(node, nullptr);
+  at::Tensor made;
+  {
+    const RedoEnvironment of_a_recipe(c10::kCPU, at::get_num_threads());
+    made = node->result_.unpack(y.grad_fn());
+  }
+  EXPECT_TRUE(same_bits(made, y));
 }
 
 TEST(CheckpointTest, ItOutlivesStoreAndScope) {

@@ -218,7 +218,9 @@ class Program {
       case 27:
         return x.transpose(1, 2).contiguous().transpose(1, 2);
       default:
-        return Square::apply(x);
+        // A second run of a region may end, by throwing, while a tensor is saved. Torch then never frees what a function of
+        // the user's was about to save, if that is its own result.
+        return region_ != nullptr ? x * x : Square::apply(x);
     }
   }
 
@@ -292,13 +294,20 @@ class Program {
   struct InRegion {
     std::vector<Tensor> weights;  // made in the first run
     size_t next = 0;
+    std::vector<std::shared_ptr<InRegion>> inside;  // regions in it, the same
+    size_t next_inside = 0;
   };
+  std::shared_ptr<InRegion> next_region() {
+    if (region_ == nullptr) return std::make_shared<InRegion>();
+    if (region_->next_inside == region_->inside.size()) region_->inside.push_back(std::make_shared<InRegion>());
+    return region_->inside[region_->next_inside++];
+  }
   /// The program, while it is in a region.
   class Inside {
    public:
     Inside(Program& program, uint64_t seed, InRegion& region, std::vector<Tensor> inputs)
         : program_(program), random_(seed), live_(std::move(inputs)), region_(&region) {
-      region.next = 0;
+      region.next = region.next_inside = 0;
       exchange();
     }
     ~Inside() { exchange(); }
@@ -320,8 +329,7 @@ class Program {
   Tensor region(const Tensor& x) {
     // Copies: nobody else writes to what a region reads, which is an error for a region and may be none without it.
     const std::vector<Tensor> inputs{x * 1, like(x) * 1};
-    const auto function = [this, seed = random_(),
-                           of_region = std::make_shared<InRegion>()](const std::vector<Tensor>& values) {
+    const auto function = [this, seed = random_(), of_region = next_region()](const std::vector<Tensor>& values) {
       const Inside inside(*this, seed, *of_region, values);
       for (int64_t i = 0, count = 1 + draw(5); i < count; ++i) live_.push_back(step_inside());
       const Tensor& result = live_.back();
