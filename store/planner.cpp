@@ -102,7 +102,7 @@ std::optional<Planner::Task> Planner::ended(const Ended& pass) {
   if (found == nullptr) return std::nullopt;
   Kind& kind = *found;
   if (pass.followed != nullptr && kind.course.get() == pass.followed) last_ = kind.course;
-  if (frozen_) return to_hold_within(kind, pass.on);
+  if (kind.saved) return to_hold_within(kind, pass.on);
   if (!pass.crowded) return std::nullopt;
   ++kind.passes;
 
@@ -152,11 +152,12 @@ std::shared_ptr<const Course> Planner::Task::run() const {
   return course;
 }
 
-void Planner::adopt(std::shared_ptr<const Course> course) {
+void Planner::adopt(const Task& task, std::shared_ptr<const Course> course) {
   if (!course) return;
   const auto kind = std::ranges::find(kinds_, course->kind, &Kind::id);
-  if (kind == kinds_.end()) return;  // forgotten meanwhile
-  if (!frozen_) ++plans_;
+  if (kind == kinds_.end()) return;          // forgotten meanwhile
+  if (kind->saved && !task.frozen_) return;  // another store's came meanwhile
+  if (!kind->saved) ++plans_;
   kind->off = 0;
   kind->course = std::move(course);
 }
@@ -164,7 +165,7 @@ void Planner::adopt(std::shared_ptr<const Course> course) {
 void Planner::look_again() noexcept {
   if (frozen_) return;
   for (Kind& kind : kinds_) {
-    if (kind.wanted > 0) continue;  // they are anyway
+    if (kind.wanted > 0 || kind.saved) continue;  // they are anyway, or never
     kind.wanted = kProfiles - 1;
     kind.profiles.clear();
   }
@@ -176,6 +177,22 @@ void Planner::freeze(std::vector<SavedPlan> plans) {
     Kind kind{.id = plan.course.kind, .then = plan.then};
     kind.course = kind.saved = std::make_shared<const Course>(std::move(plan.course));
     kinds_.push_back(std::move(kind));
+  }
+}
+
+void Planner::share(std::vector<SavedPlan> plans, std::vector<std::shared_ptr<const Course>> held) {
+  for (size_t i = 0; i < plans.size(); ++i) {
+    const uint64_t id = plans[i].course.kind;
+    auto kind = std::ranges::find(kinds_, id, &Kind::id);
+    if (kind == kinds_.end()) {
+      if (kinds_.size() == kMostKinds) kinds_.pop_back();
+      kind = kinds_.insert(kinds_.end(), {.id = id, .then = plans[i].then});
+    }
+    kind->wanted = 0;
+    kind->profiles.clear();
+    kind->saved = std::make_shared<const Course>(std::move(plans[i].course));
+    kind->course = std::move(held[i]);
+    ++plans_;
   }
 }
 

@@ -21,6 +21,7 @@ namespace ebbtide {
 /// Training steps repeat: the first passes of a kind are only watched, later ones follow a plan made of what was seen.
 /// A kind is the sequence of what is packed; training and evaluation, or shapes that alternate, are kinds of their own.
 /// Or all follow plans that were saved, which are frozen then: no other is made, and kinds that have none go without.
+/// Or some follow plans that another store made, and the others their own.
 ///
 /// Threads: none of its own; its owner's lock. What takes long is in Task::run, which needs no lock.
 class EBBTIDE_API Planner {
@@ -62,7 +63,7 @@ class EBBTIDE_API Planner {
   bool wants(const Course& course) const noexcept;
   /// Learns from a pass. What is returned is to be run without the lock, and its result adopted.
   std::optional<Task> ended(const Ended& pass);
-  void adopt(std::shared_ptr<const Course> course);
+  void adopt(const Task& task, std::shared_ptr<const Course> course);
   /// What the last passes have shown is no longer all: the next of each kind are learned from.
   void look_again() noexcept;
   /// A pass has ended that was not watched.
@@ -73,6 +74,9 @@ class EBBTIDE_API Planner {
   bool frozen() const noexcept { return frozen_; }
   /// Holds what is frozen within these budgets; what the plans keep in less is kept again when there is more.
   void hold_within(const std::vector<Conditions>& on);
+  /// Passes of these kinds follow these plans from now on, and none are made for them here. `held`: each within the
+  /// budgets of this store. REQUIRES: not frozen.
+  void share(std::vector<SavedPlan> plans, std::vector<std::shared_ptr<const Course>> held);
   /// The latest first.
   std::vector<SavedPlan> in_force() const;
   /// What the largest pass with a plan saves on a device.
@@ -99,7 +103,7 @@ class EBBTIDE_API Planner {
     int wanted = 0;  ///< so many more passes are to be looked at before a plan is made
     std::vector<Profile> profiles;
     std::shared_ptr<const Course> course;
-    std::shared_ptr<const Course> saved;  ///< what is frozen, as it was saved
+    std::shared_ptr<const Course> saved;  ///< what is frozen or shared, as it was saved
     uint64_t then = 0;                    ///< the kind of the pass that ended after the last of this kind
     int off = 0;                          ///< passes in a row that took another time than predicted
     int off_to_replan = kOffToReplan;

@@ -201,6 +201,23 @@ std::vector<SavedPlan> StoreCore::plans_in_force() const {
   return planner_.in_force();
 }
 
+/// What takes long is done without the lock.
+void StoreCore::follow(std::vector<SavedPlan> plans) {
+  std::vector<Conditions> on;
+  {
+    std::lock_guard lock(mutex_);
+    if (planner_.frozen()) return;
+    on = conditions_locked();
+  }
+  std::vector<std::shared_ptr<const Course>> held;
+  held.reserve(plans.size());
+  for (const SavedPlan& plan : plans)
+    held.push_back(
+        std::make_shared<const Course>(held_within(plan.course, on, /*recompute=*/options_.recompute.value_or(true))));
+  std::lock_guard lock(mutex_);
+  planner_.share(std::move(plans), std::move(held));
+}
+
 std::optional<SavedProfile> StoreCore::profile() const {
   std::lock_guard lock(mutex_);
   SavedProfile saved;
@@ -226,7 +243,7 @@ void StoreCore::adopt(const Planner::Task& task) noexcept {
     auto course = task.run();
     std::lock_guard lock(mutex_);
     const bool costs_much = course && course->predicted_s > (1 + kMuch) * course->profile.seconds;
-    planner_.adopt(std::move(course));
+    planner_.adopt(task, std::move(course));
     if (costs_much && !weigh_costly_recipes_.exchange(true)) planner_.look_again();
   } catch (const std::exception&) {
     // No memory to plan with: passes go on as they did.

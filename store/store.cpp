@@ -54,6 +54,15 @@ void Store::save_plan(const std::string& path) const {
   const Status written = write_text_file(path, to_json(plans));
   if (!written.ok()) throw ConfigError("save_plan: cannot write " + path + ": " + written.failure().message);
 }
+std::string Store::plans_text() const {
+  const auto plans = core_->plans_in_force();
+  return plans.empty() ? std::string() : to_json(plans);
+}
+void Store::follow(std::string_view plans) {
+  auto read = plans_from_json(plans);
+  if (!read.ok()) throw ConfigError("follow: " + read.failure().message);
+  core_->follow(std::move(read).value());
+}
 void Store::save_trace(const std::string& path, int64_t passes) const {
   core_->trace(path, passes);
 }

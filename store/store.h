@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace ebbtide {
@@ -50,6 +51,12 @@ class EBBTIDE_API Store {
   /// Writes the plans in force, for Options::plan.
   /// Errors: Error (kConfig) where there are none yet, or the file cannot be written.
   void save_plan(const std::string& path) const;
+  /// The same as a text, for follow() in other processes; empty where there are none yet.
+  std::string plans_text() const;
+  /// Passes of the kinds that `plans` are for go by them from the next on, held within this store's budgets, and no others
+  /// are made for them here; other kinds have their own. Nothing where Options::plan is given.
+  /// Errors: Error (kConfig) where plans_text() of this version has not made it.
+  void follow(std::string_view plans);
   /// Takes down what is done in the next `passes` passes, and writes it to `path` for Perfetto or chrome://tracing when
   /// the last of them has ended, or at close(): calls by thread, waits and why, transfers, passes, bytes by tier.
   /// Errors: Error (kConfig) where the file cannot be written, or a trace is under way. A later one is a warning.

@@ -189,6 +189,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::vector<PlannedRecord> plan() const;
   /// Those that passes follow.
   std::vector<SavedPlan> plans_in_force() const;
+  /// As Store::follow().
+  void follow(std::vector<SavedPlan> plans);
   /// Of passes like the last, and what is known of the machine; none before a pass has had a backward.
   std::optional<SavedProfile> profile() const;
 

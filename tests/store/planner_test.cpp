@@ -47,7 +47,7 @@ class PlannerTest : public testing::Test {
                                       .on = std::move(on),
                                       .copying_s = copying_s,
                                       .crowded = true});
-    if (task) planner_.adopt(task->run());
+    if (task) planner_.adopt(*task, task->run());
     return task.has_value();
   }
 
@@ -246,7 +246,7 @@ class FrozenPlannerTest : public PlannerTest {
     const auto followed = frozen_.find(log.prefix(), log.records());
     const auto task = frozen_.ended(
         {.log = log, .seconds = 99, .followed = followed.get(), .on = conditions(budget), .crowded = true});
-    if (task) frozen_.adopt(task->run());
+    if (task) frozen_.adopt(*task, task->run());
     return task.has_value();
   }
   static Bytes kept(const Course& course) {
@@ -293,6 +293,76 @@ TEST_F(FrozenPlannerTest, AnotherBudgetIsHeldAndThePlanComesBackWithItsOwn) {
   EXPECT_EQ(frozen_.plans(), 0);
 }
 
+/// Its plans come from another store, for a part of what it does.
+class SharedPlannerTest : public PlannerTest {
+ protected:
+  void receive(Planner& here, Bytes budget) {
+    auto plans = plans_from_json(to_json(planner_.in_force())).value();
+    std::vector<std::shared_ptr<const Course>> held;
+    for (const SavedPlan& plan : plans)
+      held.push_back(std::make_shared<const Course>(held_within(plan.course, conditions(budget), true)));
+    here.share(std::move(plans), std::move(held));
+  }
+  /// Of a planner that gets plans: what is to be worked out after a pass.
+  static std::optional<Planner::Task> ended(Planner& here, const PassLog& log, Bytes budget) {
+    const auto followed = here.find(log.prefix(), log.records());
+    return here.ended(
+        {.log = log, .seconds = 99, .followed = followed.get(), .on = conditions(budget), .crowded = true});
+  }
+};
+
+TEST_F(SharedPlannerTest, AnotherStoresPlanIsFollowedAndNoneIsMade) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  Planner here(true);
+  receive(here, MiB(4));
+  const auto course = here.find(log_.prefix(), 12);
+  ASSERT_NE(course, nullptr);
+  EXPECT_EQ(course->plans[0].actions, planner_.find(log_.prefix(), 12)->plans[0].actions);
+  for (int i = 0; i < 9; ++i) EXPECT_FALSE(ended(here, log_, MiB(4))) << "however long passes take";
+  EXPECT_EQ(here.last(), course);
+  here.look_again();
+  EXPECT_FALSE(here.wants(*course));
+  EXPECT_EQ(here.plans(), 1);
+}
+
+TEST_F(SharedPlannerTest, ItIsHeldWithinThisStoresBudget) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  Planner here(true);
+  receive(here, MiB(1));
+  const auto kept = [&] {
+    const auto course = here.find(log_.prefix(), 12);
+    int64_t count = 0;
+    for (size_t i = 0; i < 12; ++i) count += course->action(i) == Action::kKeep;
+    return count;
+  };
+  EXPECT_LE(kept(), 1);
+  const auto task = ended(here, log_, MiB(4));
+  ASSERT_TRUE(task) << "there is more now";
+  here.adopt(*task, task->run());
+  EXPECT_GT(kept(), 1);
+}
+
+TEST_F(SharedPlannerTest, WhatItDoesNotKnowIsPlannedForHere) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  Planner here(true);
+  receive(here, MiB(4));
+  const PassLog other = log_of({MiB(3), MiB(3), MiB(3)});
+  EXPECT_FALSE(ended(here, other, MiB(4)));
+  EXPECT_TRUE(ended(here, other, MiB(4)));
+}
+
+TEST_F(SharedPlannerTest, AnOwnPlanThatComesLaterIsNotAdopted) {
+  for (int i = 0; i < 4; ++i) passes(log_);
+  Planner here(true);
+  (void)ended(here, log_, MiB(4));
+  const auto own = ended(here, log_, MiB(4));
+  ASSERT_TRUE(own);
+  receive(here, MiB(4));
+  const auto course = here.find(log_.prefix(), 12);
+  here.adopt(*own, own->run());
+  EXPECT_EQ(here.find(log_.prefix(), 12), course);
+}
+
 TEST_F(FrozenPlannerTest, KindsFollowOneAnotherAsBefore) {
   std::vector<Bytes> longer = sizes_;
   longer.resize(20, MiB(2));
@@ -301,7 +371,7 @@ TEST_F(FrozenPlannerTest, KindsFollowOneAnotherAsBefore) {
   for (int i = 0; i < 8; ++i) {
     const PassLog& log = i % 2 == 0 ? log_ : long_log;
     if (const auto task = before.ended({.log = log, .seconds = 1, .on = conditions(MiB(4)), .crowded = true}))
-      before.adopt(task->run());
+      before.adopt(*task, task->run());
   }
   Planner after(true);
   after.freeze(plans_from_json(to_json(before.in_force())).value());

@@ -287,6 +287,39 @@ TEST_F(PlanningTest, AFrozenPlanTellsWhatAShareComesTo) {
   EXPECT_EQ(core->plan().size(), 16u);
 }
 
+TEST_F(PlanningTest, AnotherStoresPlanIsFollowedFromTheNextPassOn) {
+  const std::vector<size_t> sizes(16, kSize);
+  auto leads = open(kBytes * 4);
+  for (int i = 0; i < 5; ++i) step(*leads, sizes, downwards(16));
+  for (const Bytes budget : {kBytes * 4, kBytes * 2}) {
+    auto core = open(budget);
+    step(*core, sizes, downwards(16));
+    core->follow(plans_from_json(to_json(leads->plans_in_force())).value());
+    for (int i = 0; i < 6; ++i) step(*core, sizes, downwards(16));
+    const auto before = leads->plan(), after = core->plan();
+    ASSERT_EQ(after.size(), 16u);
+    for (size_t r = 0; r < 16; ++r) {
+      if (after[r].action != before[r].action) {
+        EXPECT_LT(budget, kBytes * 4) << "only for want of room";
+      }
+    }
+    EXPECT_EQ(core->stats().plans, 1) << "none of its own";
+    EXPECT_LE(core->stats().device.peak_bytes, budget + kBytes) << "and what one thread unpacks";
+    for (int i = 0; i < 4; ++i) step(*core, std::vector<size_t>(12, 2 * kSize), downwards(12));
+    EXPECT_EQ(core->plan().size(), 12u) << "what the other store does not know";
+  }
+}
+
+TEST_F(PlanningTest, AFrozenPlanIsNotGivenUpForAnotherStores) {
+  const std::vector<size_t> sizes(16, kSize);
+  auto leads = open(kBytes * 4);
+  for (int i = 0; i < 5; ++i) step(*leads, sizes, downwards(16));
+  auto core = open(kBytes * 4, saved_plan(kBytes * 4, std::vector<size_t>(12, 2 * kSize)));
+  core->follow(leads->plans_in_force());
+  for (int i = 0; i < 3; ++i) step(*core, sizes, downwards(16));
+  EXPECT_TRUE(core->plan().empty());
+}
+
 TEST_F(PlanningTest, AFileThatIsNoPlanIsAnErrorThatNamesIt) {
   const std::string file = saved_plan(kBytes * 4, std::vector<size_t>(16, kSize));
   const auto error_of = [&](const std::string& path) -> std::string {
