@@ -23,6 +23,7 @@ class EBBTIDE_API CheckpointedRun {
   enum class Collectives : uint8_t {
     kNone,      ///< the function runs none
     kPossible,  ///< finish() is told whether it did; until then nothing is let go of to be computed again
+    kWatched,   ///< those that this thread asks for are seen; where the process may run any, else as kPossible
   };
 
   /// Saves `inputs`, which must be those of the function. `again` runs it with the inputs that it is given, at any time
@@ -34,7 +35,7 @@ class EBBTIDE_API CheckpointedRun {
   CheckpointedRun(const CheckpointedRun&) = delete;
   CheckpointedRun& operator=(const CheckpointedRun&) = delete;
 
-  /// The function has returned. A region that ran a collective is never run again by a store's choice: processes that
+  /// The function has returned. A region that ran a collective, as far as is known, is never run again by a store's choice: processes that
   /// chose otherwise would wait for one another for ever. (Without a store it runs again in each of them.)
   void finish(bool ran_collective = false);
 
@@ -49,7 +50,9 @@ class EBBTIDE_API CheckpointedRun {
 /// or the plan finds; the inputs are saved as any tensor is. Regions nest.
 ///
 /// `inputs` may be tensors, vectors, optionals, pairs and tuples of them, and any values that can be copied; what the
-/// function captures is not saved, and must not change before the backward.
+/// function captures is not saved, and must not change before the backward. A region that asks for a collective of c10d is
+/// not run again by a store's choice. (In a process that has asked for none before, and has no WORLD_SIZE, what was let go
+/// of before the collective is made again, as far as there.)
 /// Errors: in the backward, CheckpointError where the function saves other tensors than the first time.
 template <class Function, class... Inputs>
 decltype(auto) checkpoint(Function&& function, Inputs&&... inputs) {
@@ -60,11 +63,14 @@ decltype(auto) checkpoint(Function&& function, Inputs&&... inputs) {
   CheckpointInputs::list(values, tensors);
   Values without = values;
   CheckpointInputs::put(without, std::vector<at::Tensor>(tensors.size()));
-  CheckpointedRun run(tensors, [shared, without = std::move(without)](const std::vector<at::Tensor>& again) {
-    Values values_again = without;
-    CheckpointInputs::put(values_again, again);
-    (void)std::apply(*shared, std::move(values_again));
-  });
+  CheckpointedRun run(
+      tensors,
+      [shared, without = std::move(without)](const std::vector<at::Tensor>& again) {
+        Values values_again = without;
+        CheckpointInputs::put(values_again, again);
+        (void)std::apply(*shared, std::move(values_again));
+      },
+      CheckpointedRun::Collectives::kWatched);
   tensors.clear();
   if constexpr (std::is_void_v<decltype(std::apply(*shared, std::move(values)))>) {
     std::apply(*shared, std::move(values));

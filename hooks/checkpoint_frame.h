@@ -80,6 +80,9 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
   /// The first run is over. `seconds`: what it took. `may_run_again`: else a store keeps or moves what is inside.
   void complete(double seconds, bool may_run_again);
 
+  /// What is saved from now on cannot be made again without running a collective again.
+  void ran_collective() noexcept { store_may_run_it_ = false; }
+
   const std::shared_ptr<StoreCore>& store() const noexcept { return store_; }
   bool inputs_unchanged() const noexcept;
   /// As RunnableRecipe::make_again().

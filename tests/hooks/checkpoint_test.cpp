@@ -15,11 +15,16 @@
 #include <ATen/ops/sin.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <gmock/gmock.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
@@ -501,6 +506,54 @@ TEST(CheckpointTest, ARegionThatRanACollectiveIsNotRunAgain) {
   y.reset();
   expect_all_is_over(store);
   EXPECT_EQ(store.stats().recomputed.tensors, 0);
+}
+
+/// Of a group of which nobody else is there.
+class LonelyBackend : public c10d::Backend {
+ public:
+  LonelyBackend() : Backend(0, 2) {}
+  const std::string getBackendName() const override { return "lonely"; }
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>&, const c10d::AllreduceOptions&) override {
+    return c10::make_intrusive<Done>();
+  }
+
+ private:
+  struct Done : c10d::Work {
+    bool wait(std::chrono::milliseconds) override { return true; }
+  };
+};
+
+/// A region's function is watched: what it asks for as `ask` does is a collective to it, or not.
+int64_t runs_with(const std::function<void()>& ask) {
+  Folder folder;
+  Store store(spilling(folder));
+  store.core()->follow_plans(false);
+  const at::Tensor x = leaf();
+  int64_t runs = 0;
+  const auto asking = [&](const at::Tensor& h) {
+    ++runs;
+    ask();
+    return inner(h);
+  };
+  at::Tensor y;
+  {
+    OffloadScope scope(store);
+    y = checkpoint([&](const at::Tensor& h) { return checkpoint(asking, h).exp(); }, x * 2).sum();
+  }
+  EXPECT_TRUE(same_bits(gradient_of(y, x), gradient_of(inner(x * 2).exp().sum(), x)));
+  return runs;
+}
+
+TEST(CheckpointTest, ACollectiveInsideIsSeen) {
+  const at::Tensor value = at::ones({4});
+  const auto group = c10::make_intrusive<c10d::ProcessGroup>(c10::make_intrusive<c10d::HashStore>(), 0, 2);
+  group->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::CUSTOM, c10::make_intrusive<LonelyBackend>());
+  std::vector<at::Tensor> values{value};
+  EXPECT_GT(runs_with([] {}), 1);
+  // The first that the process runs: what was let go of before it may be made again, but not it.
+  EXPECT_EQ(runs_with([&] { (void)group->allreduce(values); }), 1);
+  EXPECT_EQ(runs_with([&] { RECORD_USER_SCOPE("gloo:all_reduce"); }), 1) << "a backend that is used by itself";
+  EXPECT_GT(runs_with([] { RECORD_USER_SCOPE("mine"); }), 1);
 }
 
 /// A recipe runs without autograd. What it reads may be a region's, which must not.
