@@ -21,10 +21,6 @@
 namespace ebbtide {
 namespace {
 
-bool is_parameter(const at::Tensor& tensor) {
-  return tensor.is_leaf() && tensor.requires_grad();
-}
-
 std::vector<c10::Device> devices_of(const std::vector<at::Tensor>& tensors) {
   std::vector<c10::Device> devices;
   for (const at::Tensor& tensor : tensors)
@@ -40,7 +36,7 @@ const SavedTensor* saved_by_store(const torch::autograd::SavedVariableHooks* hoo
   return dynamic_cast<const SavedTensor*>(hooks);
 }
 
-/// Where the store leaves it alone but a second run would free its memory.
+/// Where the store would leave it alone, or take it apart, but a second run would free its memory.
 bool worth_a_second_run(const at::Tensor& tensor, const Scope& scope) {
   if (is_parameter(tensor) || !tensor.grad_fn()) return false;
   return !is_plain(tensor) || (!tensor.device().is_cpu() && !scope.hooks().accelerators.serves(tensor.device().type()));
@@ -155,12 +151,13 @@ std::shared_ptr<CheckpointSlot> CheckpointFrame::pack(const at::Tensor& tensor) 
   entry.look = Look(tensor);
   Scope* scope = Scope::current();
   if (store_ && scope != nullptr && scope->core() == store_ && store_->accepts_packs()) {
-    slot->saved = SavedTensor::make(*scope, SavedTensor::Recipes::kNone);
-    slot->saved->call_pack_hook(tensor);
-    if (slot->saved->record())
-      offer(tensor, *slot, entry);
-    else if (worth_a_second_run(tensor, *scope))
-      slot->saved = nullptr;
+    if (worth_a_second_run(tensor, *scope)) {
+      store_->note_passed_through("made again by its region", storage_footprint(tensor));
+    } else {
+      slot->saved = SavedTensor::make(*scope, SavedTensor::Recipes::kNone);
+      slot->saved->call_pack_hook(tensor);
+      if (slot->saved->record()) offer(tensor, *slot, entry);
+    }
   }
   if (!slot->saved) {
     slot->version.note(tensor);
@@ -307,10 +304,10 @@ std::vector<bool> CheckpointFrame::wanted(const CheckpointSlot* asked_slot, cons
                                                      slot->saved->unchanged() && store_->awaits_redo(*record));
   }
   return wanted;
-  const RedoEnvironment::Outside outside;
 }
 
 std::vector<CheckpointFrame::Made> CheckpointFrame::recompute(const CheckpointSlot* slot, const Record* record) {
+  const RedoEnvironment::Outside outside;
   const int task = torch::autograd::get_current_graph_task_id();
   watch(task);
   std::vector<bool> places = wanted(slot, record, task);

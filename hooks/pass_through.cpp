@@ -28,10 +28,6 @@ const char* why_kind(const at::Tensor& tensor) {
   return nullptr;
 }
 
-bool is_parameter(const at::TensorBase& tensor) {
-  return tensor.is_leaf() && tensor.requires_grad();
-}
-
 }  // namespace
 
 const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters,
@@ -49,6 +45,10 @@ const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const Pa
   if (ViewOfStorage::end_of(tensor).count() > static_cast<int64_t>(storage.nbytes()))
     return "storage smaller than its view";
   return nullptr;
+}
+
+bool is_parameter(const at::TensorBase& tensor) {
+  return tensor.is_leaf() && tensor.requires_grad();
 }
 
 bool is_plain(const at::Tensor& tensor) {

@@ -13,6 +13,8 @@ namespace ebbtide {
 const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const ParameterRegistry& parameters,
                              const Accelerators& accelerators);
 
+bool is_parameter(const at::TensorBase& tensor);
+
 /// Strided, with a storage, and of none of the kinds whose storage or ops are somebody else's business.
 bool is_plain(const at::Tensor& tensor);
 

@@ -168,6 +168,7 @@ class RecipeSearch::Level final : public Ingredients {
       return Found::kYes;
     }
     const at::Tensor& tensor = saved->passed_through();
+    if (!tensor.defined()) return Found::kUnusable;  // a wrapper, taken apart
     return copy(tensor, operand) || parameter(tensor, operand) ? Found::kYes : Found::kUnusable;
   }
 

@@ -3,6 +3,7 @@
 #include <ebbtide/hooks/region.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/torch_storage.h>
+#include <ebbtide/hooks/wrapper.h>
 
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/engine.h>
@@ -14,6 +15,7 @@
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace ebbtide {
 namespace {
@@ -55,6 +57,15 @@ const char* why_not_from(const Accelerators::Served& served, StreamId stream) {
 
 }  // namespace
 
+/// What is left of a wrapper.
+struct SavedTensor::Apart {
+  std::unique_ptr<EmptyWrapper> wrapper;
+  std::vector<std::unique_ptr<SavedTensor>> inner;
+  std::string described;  ///< for errors
+};
+
+SavedTensor::~SavedTensor() = default;
+
 SavedTensor::SavedTensor(Scope& scope, Recipes recipes)
     : memory_(*scope.hooks().saved_tensors), scope_(&scope), recipes_(recipes) {}
 
@@ -72,6 +83,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   Scope& scope = *std::exchange(scope_, nullptr);
   StoreCore& core = *scope.core();
   version_.note(tensor);
+  if (tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) && pack_apart(tensor, scope)) return;
   const bool on_host = tensor.device().is_cpu();
   HooksOfStore& hooks = scope.hooks();
   Accelerators::Served served;
@@ -115,16 +127,42 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   trial_ = translated([&] { return hooks.recipes.packed(core, result, packed.wanted); });
 }
 
+/// Whether the tensor is a wrapper that can be taken apart. Parameters are not: they live anyway.
+bool SavedTensor::pack_apart(const at::Tensor& tensor, Scope& scope) {
+  if (is_parameter(tensor) || (tensor.is_view() && is_parameter(tensor._base()))) return false;
+  TakenApart parts = take_apart(tensor);
+  if (!parts.wrapper) return false;
+  auto apart = std::make_unique<Apart>();
+  std::ostringstream described;
+  described << tensor.toString() << " " << tensor.sizes();
+  apart->described = described.str();
+  apart->wrapper = std::move(parts.wrapper);
+  for (const at::Tensor& inner : parts.inner) {
+    apart->inner.push_back(make(scope, Recipes::kNone));
+    apart->inner.back()->call_pack_hook(inner);
+  }
+  apart_ = std::move(apart);
+  return true;
+}
+
 at::Tensor SavedTensor::unpack(StoreCore::AskedBy by) {
   if (!version_.unchanged()) {
     std::ostringstream text;
-    if (passed_through_.defined())
+    if (apart_)
+      text << apart_->described;
+    else if (passed_through_.defined())
       text << passed_through_.toString() << " " << passed_through_.sizes();
     else
       text << at::empty({0}, at::TensorOptions().dtype(view_.dtype())).toString() << " " << view_.sizes();
     version_.raise(text.str());
   }
   if (passed_through_.defined()) return passed_through_;
+  if (apart_) {
+    std::vector<at::Tensor> inner;
+    inner.reserve(apart_->inner.size());
+    for (const auto& saved : apart_->inner) inner.push_back(saved->unpack(by));
+    return apart_->wrapper->over(inner);
+  }
   announce_backward();
   const StorageOfRecord found = translated([&] { return storage_of(*record_, view_.device(), by); });
   if (const auto trial = std::exchange(trial_, nullptr)) try_out(*trial, found);

@@ -27,6 +27,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   /// Whether what it packs may be given a recipe of the op that made it.
   enum class Recipes : uint8_t { kSearched, kNone };
   static std::unique_ptr<SavedTensor> make(Scope& scope, Recipes recipes = Recipes::kSearched);
+  ~SavedTensor() override;
 
   // From the memory of earlier ones: one comes and goes with each tensor that is saved.
   static void* operator new(size_t bytes, BlockCache& memory) { return memory.take(bytes); }
@@ -40,7 +41,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   at::Tensor unpack(StoreCore::AskedBy by);
 
   // What recipes look at.
-  /// Null for what is passed through.
+  /// Null for what is passed through, and for wrappers that were taken apart.
   const std::shared_ptr<Record>& record() const noexcept { return record_; }
   const at::Tensor& passed_through() const noexcept { return passed_through_; }
   /// REQUIRES: a record.
@@ -49,14 +50,17 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   bool unchanged() const noexcept { return version_.unchanged(); }
 
  private:
+  struct Apart;
   SavedTensor(Scope& scope, Recipes recipes);
 
+  bool pack_apart(const at::Tensor& tensor, Scope& scope);
   void announce_backward();
   void try_out(const TorchRecipe& trial, const StorageOfRecord& kept) const;
 
   BlockCache& memory_;
   Scope* scope_;                    // valid until the pack
   at::Tensor passed_through_;       // the tensor itself, where the store must not touch it
+  std::unique_ptr<Apart> apart_;    // a wrapper's, whose inner tensors are saved each by itself
   std::shared_ptr<Record> record_;  // else
   ViewOfStorage view_;
   std::shared_ptr<const TorchRecipe> trial_;  // kept bytes are compared with what it makes, once

@@ -5,6 +5,7 @@
 #include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/module_parameters.h>
 #include <ebbtide/hooks/python/checkpoint_bindings.h>
+#include <ebbtide/hooks/python/wrapper_bindings.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
 #include <ebbtide/hooks/torch_storage.h>
@@ -252,6 +253,7 @@ PYBIND11_MODULE(_ebbtide, module) {
   bind_checkpoint(module);
 
   const auto released = py::call_guard<py::gil_scoped_release>();
+  bind_wrappers(module);
   py::class_<Store, std::shared_ptr<Store>>(module, "Store")
       .def(py::init(&open_store), released)
       .def("close", &Store::close, released)

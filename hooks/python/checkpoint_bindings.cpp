@@ -1,14 +1,13 @@
 #include <ebbtide/hooks/checkpoint.h>
 #include <ebbtide/hooks/python/checkpoint_bindings.h>
 #include <ebbtide/hooks/region.h>
+#include <ebbtide/hooks/python/python_object.h>
 
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -19,51 +18,10 @@ namespace py = pybind11;
 namespace ebbtide {
 namespace {
 
-/// What waits for a thread that has the GIL to let go of it. Leaked: hooks die at any time.
-class Undertaker {
- public:
-  static void take(PyObject* object) {
-    if (Py_IsInitialized() == 0) return;
-    if (PyGILState_Check() != 0) {
-      Py_DECREF(object);
-      return;
-    }
-    Undertaker& undertaker = instance();
-    const std::lock_guard lock(undertaker.mutex_);
-    undertaker.waiting_.push_back(object);
-    // Refused where many calls wait already: with the next one, then.
-    if (!undertaker.called_) undertaker.called_ = Py_AddPendingCall(&Undertaker::bury, nullptr) == 0;
-  }
-
- private:
-  static Undertaker& instance() {
-    static auto* undertaker = new Undertaker;
-    return *undertaker;
-  }
-  static int bury(void*) {
-    std::vector<PyObject*> waiting;
-    {
-      const std::lock_guard lock(instance().mutex_);
-      waiting.swap(instance().waiting_);
-      instance().called_ = false;
-    }
-    for (PyObject* object : waiting) Py_DECREF(object);
-    return 0;
-  }
-
-  std::mutex mutex_;
-  std::vector<PyObject*> waiting_;
-  bool called_ = false;
-};
-
-/// A Python function that any thread may call. It is let go of by a thread that has the GIL, and nobody waits for that: the
-/// last one to hold it is a hook.
+/// A Python function that any thread may call.
 class PythonFunction {
  public:
-  explicit PythonFunction(py::object function) : function_(function.release().ptr()) {}
-  ~PythonFunction() { Undertaker::take(function_); }
-  PythonFunction(const PythonFunction&) = delete;
-  PythonFunction& operator=(const PythonFunction&) = delete;
+  explicit PythonFunction(py::object function) : function_(std::move(function)) {}
 
   /// Errors: the function's, in a form that passes through torch from any thread.
   void operator()(const std::vector<at::Tensor>& tensors) const {
@@ -71,17 +29,14 @@ class PythonFunction {
     try {
       py::list list;
       for (const at::Tensor& tensor : tensors) list.append(tensor);
-      (void)py::reinterpret_borrow<py::object>(function_)(std::move(list));
+      (void)function_.get()(std::move(list));
     } catch (py::error_already_set& error) {
-      error.restore();
-      python_error passing;
-      passing.persist();
-      throw std::move(passing);
+      pass_on(error);
     }
   }
 
  private:
-  PyObject* const function_;
+  const HeldObject function_;
 };
 
 /// `sequence_numbers`: of all process groups, now; None where there is none.

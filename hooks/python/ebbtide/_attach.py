@@ -7,6 +7,7 @@ import weakref
 import torch
 
 from . import _ebbtide, _parameters
+from ._wrappers import take_apart
 
 _CALL = torch.nn.Module._call_impl.__code__
 
@@ -45,12 +46,19 @@ def _before_load(model):
     _parameters.before_change(list(model.parameters()))
 
 
+def _attach_tensor(store, tensor):
+    store.attach_tensor(tensor)
+    parts = take_apart(tensor)
+    for inner in parts[0] if parts is not None else ():
+        _attach_tensor(store, inner)
+
+
 class Attachment:
     """A model whose forwards run inside a store. `remove()` it, or use it as a context manager; dropping it changes nothing."""
 
     def __init__(self, store, model):
         for tensor in (*model.parameters(), *model.buffers()):
-            store._store.attach_tensor(tensor)
+            _attach_tensor(store._store, tensor)
         _parameters.watch(store._store)
         self._store = store._store
         self._norms = [(weakref.ref(module), None) for module in model.modules() if type(module) is torch.nn.LayerNorm and module.weight is not None]
