@@ -28,7 +28,8 @@ enum class ChangedBy { kOptimizer, kOther };
 /// May wait for room. Errors: SpillError, CorruptTensor, OutOfBudget.
 EBBTIDE_API void before_parameters_change(StoreCore& core, std::span<const at::Tensor> parameters, ChangedBy who);
 
-/// All parameters and buffers of a module and its submodules. What `store.attach(*net)` calls.
+/// All parameters and buffers of a module and its submodules. What `store.attach(*net)` calls. Modules of C++ have no
+/// hooks around their forwards, so nothing here can tell which of them saves a tensor: a Region in its forward can.
 EBBTIDE_API void attach_module(Store& store, const torch::nn::Module& module);
 
 }  // namespace ebbtide

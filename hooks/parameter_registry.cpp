@@ -31,6 +31,7 @@ bool ParameterRegistry::contains(const c10::StorageImpl& storage) const {
 }
 
 void ParameterRegistry::note_layer_norm(const at::Tensor& weight, double eps) {
+  if (!weight.defined() || !weight.has_storage()) return;
   std::lock_guard lock(mutex_);
   const auto known = storages_.find(weight.storage().unsafeGetStorageImpl());
   if (known != storages_.end()) known->second.eps = eps;

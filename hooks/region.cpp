@@ -1,3 +1,4 @@
+#include <ebbtide/hooks/module_path.h>
 #include <ebbtide/hooks/region.h>
 
 #include <algorithm>
@@ -32,7 +33,7 @@ Region::~Region() {
 }
 
 const RegionLabel* current_region() noexcept {
-  return innermost;
+  return innermost != nullptr ? innermost : ModulePath::current();
 }
 
 }  // namespace ebbtide

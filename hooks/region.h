@@ -11,7 +11,7 @@ namespace ebbtide {
 
 /// While it lives, what is saved on this thread is in the region `name`: the report and the plan list it so. A policy
 /// other than kAuto says what becomes of it, whatever the rule or the plan would do. Regions nest, and the innermost that
-/// lives counts.
+/// lives counts. It comes before the paths of modules (ModulePath), inside them and around them.
 ///
 /// Threads: made and destroyed on one thread, in any order (Python generators do).
 class EBBTIDE_API Region {
@@ -26,7 +26,7 @@ class EBBTIDE_API Region {
   const uint64_t number_;
 };
 
-/// That of this thread; null where there is none.
+/// That of this thread, or of the module whose forward runs; null where there is neither.
 EBBTIDE_API const RegionLabel* current_region() noexcept;
 
 }  // namespace ebbtide

@@ -44,14 +44,32 @@ std::vector<std::pair<std::string, Count>> by_bytes(const std::map<std::string, 
   return sorted;
 }
 
-/// What became of what each region saved, the most bytes first.
+/// "blocks.3.mlp" and its like as one: "blocks.*.mlp".
+std::map<std::string, Fates> without_numbers(const std::map<std::string, Fates>& regions) {
+  std::map<std::string, Fates> folded;
+  for (const auto& [name, fates] : regions) {
+    std::string pattern;
+    for (size_t begin = 0; begin <= name.size();) {
+      const size_t end = std::min(name.find('.', begin), name.size());
+      const std::string part = name.substr(begin, end - begin);
+      const bool number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
+      pattern += (begin > 0 ? "." : "") + (number ? "*" : part);
+      begin = end + 1;
+    }
+    folded[pattern] += fates;
+  }
+  return folded;
+}
+
+/// What became of what each region saved, the most bytes first; where there are many, those of numbered modules as one.
 std::string regions_text(const std::map<std::string, Fates>& regions) {
   const auto all = [](const Fates& fates) {
     return fates.kept.bytes + fates.offloaded.bytes + fates.spilled.bytes + fates.recomputed.bytes;
   };
-  std::vector<std::pair<std::string, Fates>> sorted(regions.begin(), regions.end());
-  std::ranges::stable_sort(sorted, [&](const auto& a, const auto& b) { return all(a.second) > all(b.second); });
   constexpr size_t kShown = 24;
+  const auto shown = regions.size() > kShown ? without_numbers(regions) : regions;
+  std::vector<std::pair<std::string, Fates>> sorted(shown.begin(), shown.end());
+  std::ranges::stable_sort(sorted, [&](const auto& a, const auto& b) { return all(a.second) > all(b.second); });
   std::string text = text_line("%-36s %12s %12s %12s %12s", "region", "kept", "offloaded", "spilled", "recomputed");
   for (size_t i = 0; i < std::min(sorted.size(), kShown); ++i) {
     const auto& [name, fates] = sorted[i];

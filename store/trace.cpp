@@ -36,6 +36,7 @@ Json arguments_of(const Trace::Of& of) {
   if (of.record != 0) arguments["record"] = of.record;
   if (of.bytes > Bytes(0)) arguments["bytes"] = of.bytes.count();
   if (of.op != nullptr) arguments["op"] = op_name(of.op);
+  if (of.region != nullptr) arguments["region"] = of.region;
   if (of.cause != nullptr) arguments["for"] = of.cause;
   return arguments;
 }

@@ -25,9 +25,10 @@ class EBBTIDE_API Trace {
   /// What it was done to.
   struct Of {
     Bytes bytes;
-    const char* op = nullptr;     ///< that made it, as typeid names its node; lives as long as the program
-    uint64_t record = 0;          ///< 0: none
-    const char* cause = nullptr;  ///< of a wait
+    const char* op = nullptr;      ///< that made it, as typeid names its node; lives as long as the program
+    const char* region = nullptr;  ///< that saved it; lives as long as the program
+    uint64_t record = 0;           ///< 0: none
+    const char* cause = nullptr;   ///< of a wait
   };
   struct Levels {
     Bytes device, host, spill;

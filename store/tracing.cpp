@@ -22,7 +22,10 @@ void StoreCore::trace(const std::string& path, int64_t passes) {
 }
 
 Trace::Of StoreCore::traced(const Record& record) noexcept {
-  return {.bytes = record.bytes(), .op = record.op_, .record = record.id_};
+  return {.bytes = record.bytes(),
+          .op = record.op_,
+          .region = record.label_ != nullptr ? record.label_->name.c_str() : nullptr,
+          .record = record.id_};
 }
 
 /// REQUIRES: the budgets hold, as they do at the end of each call, or it waits for that.

@@ -1,7 +1,8 @@
 #include <ebbtide/hooks/checkpoint.h>
+#include <ebbtide/hooks/module_path.h>
 #include <ebbtide/hooks/python/checkpoint_bindings.h>
-#include <ebbtide/hooks/region.h>
 #include <ebbtide/hooks/python/python_object.h>
+#include <ebbtide/hooks/region.h>
 
 #include <torch/csrc/utils/pybind.h>
 
@@ -10,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -62,6 +64,12 @@ void bind_checkpoint(py::module_& module) {
   py::class_<Region>(module, "Region").def(py::init([](const std::string& name, const std::string& policy) {
     return std::make_unique<Region>(name, parse_policy(policy));
   }));
+  py::class_<ModulePath>(module, "ModulePath")
+      .def(py::init<std::string_view>())
+      .def("enter", &ModulePath::enter)
+      .def("leave", &ModulePath::leave)
+      .def_static("depth", &ModulePath::depth)
+      .def_static("leave_to", &ModulePath::leave_to);
   module.def("check_region", [](const std::string& name, const std::string& policy) {
     (void)RegionLabel::of(name, parse_policy(policy));
   });

@@ -27,6 +27,19 @@ TEST(Report, SaysWhyNothingMoved) {
   EXPECT_THAT(render_report(stats, {}, {}), Not(HasSubstr("Nothing moved")));
 }
 
+TEST(Report, ManyRegionsOfNumberedModulesAreOneEach) {
+  Stats stats;
+  Fates fates;
+  fates.kept.add(MiB(1));
+  for (int i = 0; i < 24; ++i) stats.regions["blocks." + std::to_string(i) + ".mlp"] = fates;
+  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("blocks.17.mlp"));
+  stats.regions["blocks.24.mlp"] = stats.regions["head"] = fates;
+  const std::string report = render_report(stats, {}, {});
+  EXPECT_THAT(report, HasSubstr("  blocks.*.mlp                             25 MiB"));
+  EXPECT_THAT(report, HasSubstr("  head "));
+  EXPECT_THAT(report, Not(HasSubstr("blocks.17")));
+}
+
 DeviceStats with_burst(const std::string& node, Bytes bytes) {
   DeviceStats device;
   device.name = "chaos";

@@ -60,13 +60,15 @@ TEST(Trace, HoldsNothingBeforeTheFirstPassAndAfterTheLast) {
 TEST(Trace, TimesAreMicrosecondsFromTheFirstPass) {
   Trace trace("", 1);
   trace.pass_opened(1, at(100));
-  trace.call("wait", at(101), at(103), {.bytes = KiB(4), .op = "N2at5ProbeE", .record = 9, .cause = "return"});
+  trace.call("wait", at(101), at(103),
+             {.bytes = KiB(4), .op = "N2at5ProbeE", .region = "a.0", .record = 9, .cause = "return"});
   const json event = events_of(trace.json()).front();
   EXPECT_EQ(event["ph"], "X");
   EXPECT_EQ(event["name"], "wait");
   EXPECT_DOUBLE_EQ(event["ts"], 1000);
   EXPECT_DOUBLE_EQ(event["dur"], 2000);
-  EXPECT_EQ(event["args"], (json{{"bytes", 4096}, {"op", "Probe"}, {"record", 9}, {"for", "return"}}));
+  EXPECT_EQ(event["args"],
+            (json{{"bytes", 4096}, {"op", "Probe"}, {"region", "a.0"}, {"record", 9}, {"for", "return"}}));
 }
 
 TEST(Trace, WhatHasNotEndedGoesToTheLastTimeKnown) {

@@ -7,6 +7,7 @@ import weakref
 import torch
 
 from . import _ebbtide, _parameters
+from ._module_paths import ModulePaths
 from ._wrappers import take_apart
 
 _CALL = torch.nn.Module._call_impl.__code__
@@ -53,6 +54,19 @@ def _attach_tensor(store, tensor):
         _attach_tensor(store, inner)
 
 
+class _Call:
+    """One that runs inside a store, and what its submodules save is named."""
+
+    def __init__(self, store, paths):
+        self._scope = _ebbtide.Scope(store)
+        self._paths = paths
+        self._depth = paths.enter()
+
+    def leave(self):
+        self._paths.leave(self._depth)
+        self._scope.leave()
+
+
 class Attachment:
     """A model whose forwards run inside a store. `remove()` it, or use it as a context manager; dropping it changes nothing."""
 
@@ -63,6 +77,7 @@ class Attachment:
         self._store = store._store
         self._norms = [(weakref.ref(module), None) for module in model.modules() if type(module) is torch.nn.LayerNorm and module.weight is not None]
         self._tell_norms()
+        self._paths = ModulePaths(model)
         self._entered = threading.local()
         self._handles = (
             model.register_forward_pre_hook(_Hook(self._enter, model), prepend=True),
@@ -74,11 +89,11 @@ class Attachment:
         """Ends it. Idempotent; what was saved is not touched."""
         for handle in self._handles:
             handle.remove()
-        while self._scopes():
-            self._scopes().pop().leave()
+        while self._calls():
+            self._calls().pop().leave()
 
-    def _scopes(self):
-        return self._entered.__dict__.setdefault("scopes", [])
+    def _calls(self):
+        return self._entered.__dict__.setdefault("calls", [])
 
     def _tell_norms(self):
         """torch keeps the eps of an op that has run nowhere, and what a layer norm made may be made again."""
@@ -88,18 +103,18 @@ class Attachment:
                 self._norms[place] = (norm, module.eps)
 
     def _enter(self, model):
-        scopes = self._scopes()
+        calls = self._calls()
         # torch calls no hook for a KeyboardInterrupt: a forward that it broke off has left its scope behind.
-        while scopes and len(scopes) >= _calls_under_way(model):
-            scopes.pop().leave()
+        while calls and len(calls) >= _calls_under_way(model):
+            calls.pop().leave()
         self._tell_norms()
-        scopes.append(_ebbtide.Scope(self._store))
+        calls.append(_Call(self._store, self._paths))
 
     def _leave(self, model):
         # Called too when a hook before ours threw, so that ours never entered.
-        scopes = self._scopes()
-        if scopes and len(scopes) >= _calls_under_way(model):
-            scopes.pop().leave()
+        calls = self._calls()
+        if calls and len(calls) >= _calls_under_way(model):
+            calls.pop().leave()
 
     def __enter__(self):
         return self

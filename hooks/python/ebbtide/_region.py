@@ -59,7 +59,7 @@ class region(contextlib.ContextDecorator):
         policy: what becomes of it, whatever the rule or the plan would do: "keep", "offload" (off the device), "spill" (to disk; for CPU tensors the same), or
             "recompute" (what has a recipe is computed again; for whole blocks there is `checkpoint`). Default: "auto".
 
-    Regions nest, and the innermost counts. One object may be entered again, and by several threads.
+    Regions nest, and the innermost counts; it comes before the paths that attached models' submodules go by. One object may be entered again, and by several threads.
 
     Raises:
         ConfigError: a name or a policy is not valid.

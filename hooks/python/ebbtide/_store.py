@@ -95,6 +95,8 @@ class Store:
         """The same as a plain `torch.autograd.graph.saved_tensors_hooks`, for code that composes hooks itself. One Python object a tensor: slower than `with store`."""
         scope = _ebbtide.Scope.detached(self._store)
         try:
+        What its submodules save is named by their paths ("blocks.3.mlp") in report, statistics, trace and plan, where no `ebbtide.region` names it: that comes first,
+        around the call as well as inside. Inside what `torch.compile` or `module.compile()` made there are no names: it has that of the compiled module, or of its caller.
             with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _ebbtide.pack(scope, tensor), lambda held: held.unpack()):
                 yield
         finally:

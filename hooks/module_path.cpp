@@ -1,0 +1,37 @@
+#include <ebbtide/hooks/module_path.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace ebbtide {
+namespace {
+
+thread_local std::vector<const RegionLabel*> entered;
+thread_local const RegionLabel* innermost = nullptr;  // by itself: looked at for each tensor that is saved
+
+}  // namespace
+
+void ModulePath::enter() const {
+  entered.push_back(label_);
+  innermost = label_;
+}
+
+void ModulePath::leave() const noexcept {
+  const auto last = std::find(entered.rbegin(), entered.rend(), label_);
+  if (last != entered.rend()) leave_to(static_cast<size_t>(entered.rend() - last) - 1);
+}
+
+size_t ModulePath::depth() noexcept {
+  return entered.size();
+}
+
+void ModulePath::leave_to(size_t depth) noexcept {
+  if (depth < entered.size()) entered.resize(depth);
+  innermost = entered.empty() ? nullptr : entered.back();
+}
+
+const RegionLabel* ModulePath::current() noexcept {
+  return innermost;
+}
+
+}  // namespace ebbtide
