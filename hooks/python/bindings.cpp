@@ -17,6 +17,8 @@
 #include <ebbtide/store/store_core.h>
 #include <ebbtide/store/what_if.h>
 
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -251,9 +253,9 @@ PYBIND11_MODULE(_ebbtide, module) {
 
   module.def("leak_storages", &leak_storages);
   bind_checkpoint(module);
+  bind_wrappers(module);
 
   const auto released = py::call_guard<py::gil_scoped_release>();
-  bind_wrappers(module);
   py::class_<Store, std::shared_ptr<Store>>(module, "Store")
       .def(py::init(&open_store), released)
       .def("close", &Store::close, released)
@@ -265,6 +267,9 @@ PYBIND11_MODULE(_ebbtide, module) {
       .def("plan", [](const Store& store) { return to_list(store.plan()); })
       .def("save_profile", &Store::save_profile)
       .def("save_plan", &Store::save_plan)
+      .def("plans_text", &Store::plans_text)
+      .def("follow", &Store::follow, released)
+      .def("plans_made", [](const Store& store) { return store.stats().plans; })
       .def("save_trace", &Store::save_trace)
       .def("report", &Store::report)
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
@@ -337,6 +342,23 @@ PYBIND11_MODULE(_ebbtide, module) {
       "pack",
       [](Scope& scope, const at::Tensor& tensor) {
         auto saved = SavedTensor::make(scope);
+        saved->call_pack_hook(tensor);
+        return HeldTensor{std::move(saved)};
+      },
+      released);
+  // For what is kept beside autograd, by Python code that asks which hooks there are.
+  module.def("in_scope", [] {
+    const Scope* scope = Scope::current();
+    return scope != nullptr && scope->core()->accepts_packs() && at::SavedTensorDefaultHooks::is_enabled() &&
+           at::SavedTensorDefaultHooks::get_tls_state().stack.size() <= scope->python_hooks_outside();
+  });
+  module.def(
+      "pack_here",
+      [](const at::Tensor& tensor) {
+        Scope* scope = Scope::current();
+        if (scope == nullptr) throw std::runtime_error("ebbtide: no scope is entered on this thread");
+        const at::NoGradGuard no_grad;
+        auto saved = SavedTensor::make(*scope, SavedTensor::Recipes::kNone);
         saved->call_pack_hook(tensor);
         return HeldTensor{std::move(saved)};
       },

@@ -6,8 +6,9 @@ import weakref
 
 import torch
 
-from . import _ebbtide, _parameters
+from . import _parameters
 from ._module_paths import ModulePaths
+from ._scope import enter_scope
 from ._wrappers import take_apart
 
 _CALL = torch.nn.Module._call_impl.__code__
@@ -57,8 +58,8 @@ def _attach_tensor(store, tensor):
 class _Call:
     """One that runs inside a store, and what its submodules save is named."""
 
-    def __init__(self, store, paths):
-        self._scope = _ebbtide.Scope(store)
+    def __init__(self, store, plans, paths):
+        self._scope = enter_scope(store, plans)
         self._paths = paths
         self._depth = paths.enter()
 
@@ -77,6 +78,7 @@ class Attachment:
         self._store = store._store
         self._norms = [(weakref.ref(module), None) for module in model.modules() if type(module) is torch.nn.LayerNorm and module.weight is not None]
         self._tell_norms()
+        self._plans = store._plans
         self._paths = ModulePaths(model)
         self._entered = threading.local()
         self._handles = (
@@ -108,7 +110,7 @@ class Attachment:
         while calls and len(calls) >= _calls_under_way(model):
             calls.pop().leave()
         self._tell_norms()
-        calls.append(_Call(self._store, self._paths))
+        calls.append(_Call(self._store, self._plans, self._paths))
 
     def _leave(self, model):
         # Called too when a hook before ours threw, so that ours never entered.

@@ -8,6 +8,8 @@ import torch
 
 from . import _ebbtide
 from ._attach import Attachment
+from ._errors import ConfigError
+from ._scope import enter_scope
 
 _SPILL = "spill_to"
 
@@ -52,19 +54,29 @@ class Store:
         numa: the NUMA node that host memory is taken from and that the store's threads keep to; "auto" (default): the nearest to each device; "off": nothing
             is bound.
         plan: a file that `save_plan` wrote: its plans are followed from the first step on, and no others are made. Budgets are held whatever it says.
+        process_group: of torch.distributed. Its processes go by one plan, that of rank 0, each within its own budgets; passes that are none of rank 0's (of another
+            stage of a pipeline) have plans of their own. No process waits for another for it.
 
     Raises:
         ConfigError: an option is unknown or its value wrong.
     """
 
     def __init__(self, **options):
+        group = options.pop("process_group", None)
+        if group is not None and not hasattr(group, "get_group_store"):
+            raise ConfigError(f"process_group={group!r} is not valid: accepted is a process group of torch.distributed that this process is in, or None")
         spill_to = _folders(options.pop(_SPILL, None) or os.environ.get("EBBTIDE_SPILL_TO", "").split(":"))
         texts = [(name, _option_text(name, value)) for name, value in options.items() if value is not None]
         self._store = _ebbtide.Store(texts, [folder for folder in spill_to if folder])
+        self._plans = None
+        if group is not None:
+            from ._shared_plans import SharedPlans
+
+            self._plans = SharedPlans(self._store, group)
         self._entered = threading.local()
 
     def __enter__(self):
-        scope = _ebbtide.Scope(self._store)
+        scope = enter_scope(self._store, self._plans)
         stack = getattr(self._entered, "scopes", None)
         if stack is None:
             stack = self._entered.scopes = []
@@ -83,6 +95,8 @@ class Store:
     def attach(self, model):
         """Runs every `model(...)` inside the store from now on; its parameters and buffers never move.
 
+        What its submodules save is named by their paths ("blocks.3.mlp") in report, statistics, trace and plan, where no `ebbtide.region` names it: that comes first,
+        around the call as well as inside. Inside what `torch.compile` or `module.compile()` made there are no names: it has that of the compiled module, or of its caller.
         The model is held weakly; its copies and pickles are not attached, and no submodule is edited.
 
         Returns:
@@ -95,8 +109,6 @@ class Store:
         """The same as a plain `torch.autograd.graph.saved_tensors_hooks`, for code that composes hooks itself. One Python object a tensor: slower than `with store`."""
         scope = _ebbtide.Scope.detached(self._store)
         try:
-        What its submodules save is named by their paths ("blocks.3.mlp") in report, statistics, trace and plan, where no `ebbtide.region` names it: that comes first,
-        around the call as well as inside. Inside what `torch.compile` or `module.compile()` made there are no names: it has that of the compiled module, or of its caller.
             with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _ebbtide.pack(scope, tensor), lambda held: held.unpack()):
                 yield
         finally:
