@@ -126,7 +126,7 @@ EXEMPT = (
         "store/returned_memory.cpp",
         (
             "memory->block_ = std::move(block).value();",
-            "memory->heap_ = {static_cast<std::byte*>(std::aligned_alloc(kPage, (whole + kPage - 1) / kPage * kPage)),",
+            "memory->heap_ = {static_cast<std::byte*>(std::aligned_alloc(page, (whole + page - 1) / page * page)), std::free};",
         ),
     ),
     (
