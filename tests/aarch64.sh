@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of pinned_pool/ and nvme/ as on a 64-bit ARM machine with pages of 64 KiB: cross-compiled, and run under qemu-user. Takes minutes. Needs
+# Tests of pinned_pool/ and nvme/ as on a 64-bit ARM machine with pages of 64 KiB: cross-compiled, and run under qemu-user. Takes minutes. Needs
 # Debian's g++-aarch64-linux-gnu and qemu-user; libraries for arm64 are downloaded and unpacked into build-aarch64/sysroot, nothing is installed.
 #
 #   bash tests/aarch64.sh [PAGE_BYTES]      4096, 16384 or 65536 (the default)
@@ -33,11 +33,13 @@ if [[ ! -e $sysroot/complete ]]; then
   rm -rf "$apt"
 fi
 
+export CPATH=$sysroot/usr/include/aarch64-linux-gnu # headers of this architecture alone, which the compiler seeks elsewhere
 launcher=()
 ! command -v ccache >/dev/null || launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 cmake -S . -B $build -G Ninja -DCMAKE_TOOLCHAIN_FILE="$root/cmake/aarch64-linux-gnu.cmake" -DCMAKE_BUILD_TYPE=Release -DEBBTIDE_TORCH=OFF \
   -DEBBTIDE_BENCH=OFF -DEBBTIDE_SYSROOT="$sysroot" -DEBBTIDE_PAGE_BYTES="$pages" "${launcher[@]}"
-cmake --build $build --target pinned_pool_test pinned_pool_fork_test nvme_test --parallel "$(nproc)"
-# A program started anew would be the host's to run, and it cannot: PoolBadDaysDeathTest is out.
-ctest --test-dir $build/tests/pinned_pool --output-on-failure --exclude-regex DeathTest
+cmake --build $build --target pinned_pool_test nvme_test --parallel "$(nproc)"
+# Out are: what starts a program anew (the host would run it, and cannot), what asks mincore() (the emulator answers for the host's smaller pages, and
+# writes beyond the answer's end), and other machines' topologies (hwloc reads them by a plugin that is not unpacked here).
+ctest --test-dir $build/tests/pinned_pool --output-on-failure --exclude-regex 'DeathTest|PrefaultTest|IsAlignedPresent|TwoNodes|NearNode|Topology|RefusedBind'
 ctest --test-dir $build/tests/nvme --output-on-failure
