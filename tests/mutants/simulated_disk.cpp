@@ -141,6 +141,10 @@ SpillStats SpillTier::stats() const {
   return {.bytes = state_->bytes, .budget = GiB(1024)};
 }
 
+std::shared_ptr<SlabWatcher> SpillTier::watcher() const {
+  return nullptr;
+}
+
 void SpillTier::close() {
   while (state_->turn()) {
   }
