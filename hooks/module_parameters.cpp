@@ -5,6 +5,16 @@
 #include <torch/nn/modules/normalization.h>
 
 namespace ebbtide {
+namespace {
+
+/// Module::modules() would throw for one on the stack.
+void attach_layer_norms(Store& store, const torch::nn::Module& module) {
+  const auto* norm = module.as<torch::nn::LayerNorm>();
+  if (norm != nullptr && norm->weight.defined()) attach_layer_norm(store, norm->weight, norm->options.eps());
+  for (const auto& child : module.children()) attach_layer_norms(store, *child);
+}
+
+}  // namespace
 
 void attach_tensor(Store& store, const at::Tensor& tensor) {
   hooks_of(*store.core())->parameters.add(tensor);
@@ -27,10 +37,7 @@ void before_parameters_change(StoreCore& core, std::span<const at::Tensor> param
 void attach_module(Store& store, const torch::nn::Module& module) {
   for (const at::Tensor& tensor : module.parameters()) attach_tensor(store, tensor);
   for (const at::Tensor& tensor : module.buffers()) attach_tensor(store, tensor);
-  for (const auto& inner : module.modules()) {
-    const auto* norm = inner->as<torch::nn::LayerNorm>();
-    if (norm != nullptr && norm->weight.defined()) attach_layer_norm(store, norm->weight, norm->options.eps());
-  }
+  attach_layer_norms(store, module);
 }
 
 }  // namespace ebbtide
