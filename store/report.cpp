@@ -45,9 +45,10 @@ std::vector<std::pair<std::string, Count>> by_bytes(const std::map<std::string, 
 }
 
 /// "blocks.3.mlp" and its like as one: "blocks.*.mlp".
-std::map<std::string, Fates> without_numbers(const std::map<std::string, Fates>& regions) {
-  std::map<std::string, Fates> folded;
-  for (const auto& [name, fates] : regions) {
+template <class Sums>
+std::map<std::string, Sums> without_numbers(const std::map<std::string, Sums>& regions) {
+  std::map<std::string, Sums> folded;
+  for (const auto& [name, sums] : regions) {
     std::string pattern;
     for (size_t begin = 0; begin <= name.size();) {
       const size_t end = std::min(name.find('.', begin), name.size());
@@ -56,7 +57,7 @@ std::map<std::string, Fates> without_numbers(const std::map<std::string, Fates>&
       pattern += (begin > 0 ? "." : "") + (number ? "*" : part);
       begin = end + 1;
     }
-    folded[pattern] += fates;
+    folded[pattern] += sums;
   }
   return folded;
 }
@@ -121,7 +122,8 @@ std::string stalls_text(const Stats& stats) {
     const auto ops = longest_first(stats.returns_waited_for);
     for (size_t i = 0; i < std::min(ops.size(), kOps); ++i) text += waits_line("  " + ops[i].first, ops[i].second);
   }
-  const auto regions = longest_first(stats.stalled_regions);
+  const auto regions = longest_first(stats.stalled_regions.size() > kOps ? without_numbers(stats.stalled_regions)
+                                                                         : stats.stalled_regions);
   for (size_t i = 0; i < std::min(regions.size(), kOps); ++i)
     text += waits_line("in " + regions[i].first, regions[i].second);
   return text;

@@ -51,8 +51,8 @@ def test_bench_disk(tmp_path, capsys):
 
 def test_bench_link(capsys):
     devices = json.loads(run(capsys, "bench", "link", "--json"))
-    assert len(devices) == torch.cuda.device_count()
-    assert all(device["link"]["out"] > 0 for device in devices)
+    assert all(device["link"] or device["refused"] for device in devices)
+    assert len([device for device in devices if device["link"]]) == torch.cuda.device_count()
 
 
 def test_bench_hooks(capsys, monkeypatch):

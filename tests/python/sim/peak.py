@@ -2,7 +2,7 @@
 
 Two runs without a store say what is right and what a program needs beside its saved tensors: in the second, torch's own hooks set apart the memory of every
 tensor that may move, and the allocator notes the most that the others were. With a store the allocator may not have held more than these others and what the
-store's statistics say was alive, in its budget or in none.
+store's statistics say was alive, in its budget or in none, and one tensor.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import gpt
 import sim
+import small_gpt
 from support import MIN_BYTES, assert_same_bits
 
 STEPS = 3
@@ -24,8 +24,8 @@ STEPS = 3
 class Form:
     """One way to train the model."""
 
-    make: Callable[[], gpt.GPT]
-    compiled: Callable[[gpt.GPT], Callable] = lambda model: model
+    make: Callable[[], small_gpt.GPT]
+    compiled: Callable[[small_gpt.GPT], Callable] = lambda model: model
     forward: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext  # around it
 
 
@@ -37,7 +37,7 @@ def trained(form, context=contextlib.nullcontext):
     call = form.compiled(model)
     trained_ones = [p for p in model.parameters() if p.requires_grad]
     seen = []
-    for tokens, targets in gpt.batches(STEPS):
+    for tokens, targets in small_gpt.batches(STEPS):
         tokens, targets = tokens.to(sim.DEVICE), targets.to(sim.DEVICE)
         with context(model), form.forward():
             loss = call(tokens, targets)
@@ -111,7 +111,8 @@ def stored(form, without, budget, **machine_options):
         del store
     assert stats["device"]["bytes"] == stats["handed_over"] == stats["referenced_elsewhere"] == 0
     assert stats["device"]["peak_bytes"] <= budget + without.largest
-    bound = without.others + stats["alive_peak"]
+    # What a budget does not count: a tensor for the thread that unpacks.
+    bound = without.others + stats["alive_peak"] + without.largest
     assert peak <= bound, report
     return Stored(peak, bound, stats, report)
 

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-import gpt
+import small_gpt
 from peak import Form, plain, stored
 
 
@@ -23,18 +23,18 @@ def selective(block, x):
 
 
 def check(call):
-    form = Form(lambda: gpt.GPT(call=call))
+    form = Form(lambda: small_gpt.GPT(call=call))
     without = plain(form)
     run = stored(form, without, 0)
     taken = run.stats["passed_through_reasons"]["Python hooks inside the scope"]
-    assert taken["tensors"] > gpt.BLOCKS
+    assert taken["tensors"] > small_gpt.BLOCKS
     assert taken["bytes"] > 0
     assert "Python hooks inside the scope" in run.report
     return without, run, taken["bytes"]
 
 
 def test_checkpointed_blocks():
-    eager = plain(Form(gpt.GPT))
+    eager = plain(Form(small_gpt.GPT))
     without, run, taken = check(whole_block)
     assert without.peak < eager.peak
     assert taken > eager.saved  # of three steps; what is computed again is no less than what would have been saved

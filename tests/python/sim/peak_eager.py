@@ -5,15 +5,15 @@ import functools
 import pytest
 import torch
 
-import gpt
 import sim
+import small_gpt
 from peak import Form, plain, runs_out_of_memory, stored
 
 FORMS = {
-    "eager": Form(gpt.GPT),
-    "autocast": Form(gpt.GPT, forward=lambda: torch.autocast(sim.DEVICE, dtype=torch.bfloat16)),
-    "lora": Form(lambda: gpt.with_adapters(gpt.GPT())),
-    "moe": Form(lambda: gpt.GPT(inner=gpt.Experts)),
+    "eager": Form(small_gpt.GPT),
+    "autocast": Form(small_gpt.GPT, forward=lambda: torch.autocast(sim.DEVICE, dtype=torch.bfloat16)),
+    "lora": Form(lambda: small_gpt.with_adapters(small_gpt.GPT())),
+    "moe": Form(lambda: small_gpt.GPT(inner=small_gpt.Experts)),
 }
 
 

@@ -7,8 +7,8 @@ import gc
 import pytest
 import torch
 
-import gpt
 import sim
+import small_gpt
 from support import MIN_BYTES, assert_same_bits
 
 STEPS = 10
@@ -17,10 +17,10 @@ STEPS = 10
 def trained(store=None):
     """Losses and gradients of each step, with an optimizer that makes its state in the first."""
     torch.manual_seed(1)
-    model = gpt.GPT().to(sim.DEVICE)
+    model = small_gpt.GPT().to(sim.DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
     seen = []
-    for tokens, targets in gpt.batches(STEPS):
+    for tokens, targets in small_gpt.batches(STEPS):
         with sim.under(store, model) if store else contextlib.nullcontext():
             loss = model(tokens.to(sim.DEVICE), targets.to(sim.DEVICE))
         loss.backward()

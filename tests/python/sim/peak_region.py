@@ -6,8 +6,8 @@ import pytest
 from torch.utils.checkpoint import checkpoint
 
 import ebbtide
-import gpt
 import sim
+import small_gpt
 from peak import Form, plain, stored, trained
 from support import assert_same_bits
 
@@ -17,13 +17,13 @@ def of_torch(block, x):
 
 
 def blocks(call):
-    return Form(functools.partial(gpt.GPT, call=call))
+    return Form(functools.partial(small_gpt.GPT, call=call))
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_alone_it_needs_no_more_than_torchs(seed):
     with sim.accelerators(seed=seed, pace=sim.Pace.eager) as machine:
-        reference = trained(Form(gpt.GPT))
+        reference = trained(Form(small_gpt.GPT))
         without = machine.peak()
     with sim.accelerators(seed=seed, pace=sim.Pace.eager) as machine:
         assert_same_bits(trained(blocks(of_torch)), reference)
@@ -35,7 +35,7 @@ def test_alone_it_needs_no_more_than_torchs(seed):
 
 
 def test_under_a_store_inputs_leave_and_insides_run_again():
-    eager = plain(Form(gpt.GPT))
+    eager = plain(Form(small_gpt.GPT))
     torchs = plain(blocks(of_torch))
     for budget in (0, "256KiB"):
         with sim.accelerators() as machine:
@@ -55,7 +55,7 @@ def test_under_a_store_inputs_leave_and_insides_run_again():
 def test_every_schedule_gives_the_same_bits(seed):
     form = blocks(ebbtide.checkpoint)
     with sim.accelerators():
-        reference = trained(Form(gpt.GPT))
+        reference = trained(Form(small_gpt.GPT))
     for pace in (sim.Pace.lazy, sim.Pace.random):
         with sim.accelerators(seed=seed, pace=pace):
             store = sim.store(device_budget=0, min_bytes=4096, host_budget="64MiB")

@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-import gpt
 import sim
+import small_gpt
 from support import MIN_BYTES, assert_same_bits
 
 STEPS = 10
@@ -15,9 +15,9 @@ STEPS = 10
 def trained(store=None):
     """Losses and gradients of each step."""
     torch.manual_seed(1)
-    model = gpt.GPT().to(sim.DEVICE)
+    model = small_gpt.GPT().to(sim.DEVICE)
     seen = []
-    for tokens, targets in gpt.batches(STEPS):
+    for tokens, targets in small_gpt.batches(STEPS):
         with sim.under(store, model) if store else contextlib.nullcontext():
             loss = model(tokens.to(sim.DEVICE), targets.to(sim.DEVICE))
         loss.backward()
@@ -45,13 +45,13 @@ def test_steps_that_repeat_follow_a_plan(budget):
 def priced(attached):
     """How many records of a step have a recipe that a plan has weighed."""
     torch.manual_seed(1)
-    model = gpt.GPT().to(sim.DEVICE)
+    model = small_gpt.GPT().to(sim.DEVICE)
     store = sim.store(device_budget="0%", host_budget="64MiB", min_bytes=MIN_BYTES)
     store._store.use_costly_recipes(True)
     if attached:
         store.attach(model).remove()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=False)
-    for tokens, targets in list(gpt.batches(4)) * 5:
+    for tokens, targets in list(small_gpt.batches(4)) * 5:
         with sim.under(store, model):
             loss = model(tokens.to(sim.DEVICE), targets.to(sim.DEVICE))
         loss.backward()
@@ -67,4 +67,4 @@ def priced(attached):
 def test_matmuls_are_weighed_where_their_weights_are_known(attached):
     with sim.accelerators(seed=7):
         # Of each block what GELU made, and what the layer before it did.
-        assert priced(attached) == (2 if attached else 1) * gpt.BLOCKS
+        assert priced(attached) == (2 if attached else 1) * small_gpt.BLOCKS
