@@ -69,9 +69,8 @@ void PeakGoal::stretch(Bytes peak, Held held, const Moment& moment) {
   budget_ = std::max(Bytes(0), std::min(budget_, most_ - others - (learned_ ? margin() : reserve_)));
 }
 
-bool PeakGoal::pass_ended(int64_t pass, const MemoryUsage& usage, Held held) {
-  if (pass_ == 0) return false;
-  const Bytes before = budget_;
+void PeakGoal::pass_ended(int64_t pass, const MemoryUsage& usage, Held held) {
+  if (pass_ == 0) return;
   look(pass, usage, held, {Phase::kBackward, nullptr, nullptr});
   pass_ = 0;
   reserve_ = Bytes(0);
@@ -82,7 +81,7 @@ bool PeakGoal::pass_ended(int64_t pass, const MemoryUsage& usage, Held held) {
       watches_ = true;
       watched_in_a_row_ = 0;
     }
-    return budget_ != before;
+    return;
   }
   const Bytes wanted = bounded_ ? std::max(Bytes(0), bound_ - margin()) : most_;
   const bool first = !learned_;
@@ -94,7 +93,6 @@ bool PeakGoal::pass_ended(int64_t pass, const MemoryUsage& usage, Held held) {
     watched_in_a_row_ = 0;
   }
   if (!settled) budget_ = wanted;
-  return budget_ != before;
 }
 
 void PeakGoal::pass_died(int64_t pass) noexcept {

@@ -51,8 +51,7 @@ class EBBTIDE_API PeakGoal {
   /// At a pack or an unpack, before it changes anything: the stretch since the last look ends. `pass`: its number.
   void look(int64_t pass, const MemoryUsage& usage, Held held, const Moment& moment);
   /// The first backward of a pass has ended: of the one that is watched, or of a later one, where that is kept for long.
-  /// True: the budget has changed.
-  bool pass_ended(int64_t pass, const MemoryUsage& usage, Held held);
+  void pass_ended(int64_t pass, const MemoryUsage& usage, Held held);
   /// A pass is over that had no backward, or whose backward has ended.
   void pass_died(int64_t pass) noexcept;
   /// An allocation has found no room: 5% less from now on, and no more than `budget`.
