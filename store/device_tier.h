@@ -121,13 +121,15 @@ class DeviceTier {
   /// Whether something waits to leave, or to be let go of, whatever the budget has room for.
   bool some_at_once() const noexcept { return at_once_ > 0; }
 
+  /// Of alive_peak() alone: where a budget has yet to be held, its own peak is of what is left then.
+  void note_alive() noexcept { alive_peak_ = std::max(alive_peak_, held_ + referenced_elsewhere() + handed_over()); }
   /// Returns whether more is handed over than ever before.
   bool note_peak() noexcept {
     peak_of_pass_ = std::max(peak_of_pass_, held_);
     peak_ = std::max(peak_, held_);
     referenced_elsewhere_peak_ = std::max(referenced_elsewhere_peak_, referenced_elsewhere());
+    note_alive();
     const Bytes now = handed_over();
-    alive_peak_ = std::max(alive_peak_, held_ + referenced_elsewhere() + now);
     if (now <= handed_over_peak_) return false;
     handed_over_peak_ = now;
     return true;

@@ -141,7 +141,10 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     crowded = tier.some_at_once() || tier.held() > tier.budget ||
               tier.bytes(DeviceTier::Place::kDirty) > dirty_limit_locked(tier, pass.get()) || !warnings_.empty() ||
               !buried_.empty() || (trace_ && trace_->complete());
-    if (!crowded) tier.note_peak();
+    if (crowded)
+      tier.note_alive();
+    else
+      tier.note_peak();
   }
   if (crowded)
     settle(pass.get(), tier);
