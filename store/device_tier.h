@@ -5,8 +5,8 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/numa_node.h>
 #include <ebbtide/store/device_link.h>
-#include <ebbtide/store/handed_over.h>
 #include <ebbtide/store/intrusive_list.h>
+#include <ebbtide/store/outlived.h>
 #include <ebbtide/store/peak_goal.h>
 #include <ebbtide/store/record.h>
 #include <ebbtide/store/stats.h>
@@ -81,7 +81,7 @@ class DeviceTier {
     return Bytes(host_memory_handed_out.load(std::memory_order_relaxed)) - handed_out_held_;
   }
   Bytes handed_over_peak() const noexcept { return handed_over_peak_; }
-  /// The most of all three at one time.
+  /// The most of all three at one time, and of what copies still touched whose tensors had died.
   Bytes alive_peak() const noexcept { return alive_peak_; }
   Bytes bytes(Place place) const noexcept { return bytes_[slot(place)]; }
   const IntrusiveList<Resident>& list(Place place) const noexcept { return lists_[slot(place)]; }
@@ -115,6 +115,8 @@ class DeviceTier {
     outlived_.add(resident.storage->watch(), resident.bytes);
     handed_over_peak_ = std::max(handed_over_peak_, handed_over());
   }
+  /// A resident was removed whose storage lives on until a copy has passed.
+  void note_copied_still(const Resident& resident) { copied_still_.add(resident.storage->watch(), resident.bytes); }
 
   /// How many leave at once and are on their way.
   int64_t leaving_at_once() const noexcept { return leaving_at_once_; }
@@ -122,7 +124,9 @@ class DeviceTier {
   bool some_at_once() const noexcept { return at_once_ > 0; }
 
   /// Of alive_peak() alone: where a budget has yet to be held, its own peak is of what is left then.
-  void note_alive() noexcept { alive_peak_ = std::max(alive_peak_, held_ + referenced_elsewhere() + handed_over()); }
+  void note_alive() noexcept {
+    alive_peak_ = std::max(alive_peak_, held_ + referenced_elsewhere() + handed_over() + copied_still_.bytes());
+  }
   /// Returns whether more is handed over than ever before.
   bool note_peak() noexcept {
     peak_of_pass_ = std::max(peak_of_pass_, held_);
@@ -165,7 +169,8 @@ class DeviceTier {
   Bytes peak_of_pass_;
   Bytes handed_out_held_;
   Bytes handed_out_elsewhere_;
-  HandedOver outlived_;
+  Outlived outlived_;
+  Outlived copied_still_;
   Bytes handed_over_peak_;
   Bytes referenced_elsewhere_peak_;
   Bytes alive_peak_;

@@ -137,7 +137,7 @@ struct Stats {
   // Alive, and not in the budget. All devices; the peaks are each device's, summed.
   Bytes handed_over, handed_over_peak;                    ///< returned by unpack to who holds it still
   Bytes referenced_elsewhere, referenced_elsewhere_peak;  ///< saved, but someone else holds the storage too
-  Bytes alive_peak;    ///< the most of these and of what the budget holds, at one time
+  Bytes alive_peak;    ///< the most of these, of what the budget holds and of what died while a copy read it, at one time
   int64_t passes = 0;  ///< counted when the backward has ended or the last record died
 
   int64_t plans = 0;  ///< made so far

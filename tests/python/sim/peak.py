@@ -2,7 +2,7 @@
 
 Two runs without a store say what is right and what a program needs beside its saved tensors: in the second, torch's own hooks set apart the memory of every
 tensor that may move, and the allocator notes the most that the others were. With a store the allocator may not have held more than these others and what the
-store's statistics say was alive, in its budget or in none, and one tensor.
+store's statistics say was alive, in its budget or in none.
 """
 
 import contextlib
@@ -111,8 +111,7 @@ def stored(form, without, budget, **machine_options):
         del store
     assert stats["device"]["bytes"] == stats["handed_over"] == stats["referenced_elsewhere"] == 0
     assert stats["device"]["peak_bytes"] <= budget + without.largest
-    # What a budget does not count: a tensor for the thread that unpacks.
-    bound = without.others + stats["alive_peak"] + without.largest
+    bound = without.others + stats["alive_peak"]
     assert peak <= bound, report
     return Stored(peak, bound, stats, report)
 

@@ -1,4 +1,4 @@
-// Device memory that an unpack returned and that outlives its record: in no budget, and nobody's to take back.
+// Memory that outlives its record, in the hands of who unpacked it or of a copy: in no budget, and nobody's to take back.
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
@@ -12,9 +12,9 @@
 
 namespace ebbtide {
 
-/// Mostly empty: a node is done with what it asked for before its records die.
+/// Mostly empty: a node is done with what it asked for before its records die, and so are most copies.
 /// Threads: none of its own; its owner's lock.
-class HandedOver {
+class Outlived {
  public:
   void add(std::unique_ptr<StorageWatch> watch, Bytes bytes) {
     if (!watch) return;
