@@ -6,6 +6,7 @@ import os
 import struct
 
 import cli
+import vector_functions
 
 # A model whose saved tensors are too many for what the demo's readers have: a laptop's memory, a part of a GPU's.
 DEFAULT_SIZES = {
@@ -49,6 +50,8 @@ class StepOn:
         self.device = torch.device(device)
         self._autocast = autocast and device == "cuda"
         self._peak, self._peak_reserved = 0, 0
+        if device == "cpu":
+            vector_functions.settle()
         if device == "cuda" and deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

@@ -3,6 +3,7 @@
 // Alone it trains and prints a line a step. With --turns it is a contender of demo.py: it waits for a word on stdin
 // (step, finish), does that, and answers with one line of JSON, as train_gpt.py does.
 #include <ebbtide/ebbtide.h>
+#include <tests/support/vector_functions.h>
 #include <xxhash.h>
 
 #include <CLI/CLI.hpp>
@@ -245,6 +246,7 @@ int main(int argc, char** argv) {
       throw bench::BadInput("--width " + std::to_string(arguments.width) +
                             ": a multiple of 64 is needed, the width of a head");
     }
+    ebbtide::test::settle_vector_functions();  // contenders are compared bit by bit
     bench::Training training(arguments);
     if (arguments.turns) {
       bench::take_turns(training);

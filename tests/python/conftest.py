@@ -1,11 +1,18 @@
 """A store from which everything leaves, which must be empty once its test is over."""
 
 import gc
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from support import MIN_BYTES
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import vector_functions
+
+vector_functions.settle()
 
 
 @pytest.fixture
