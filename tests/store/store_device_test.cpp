@@ -190,6 +190,19 @@ TEST_F(StoreDeviceTest, WhatIsUnpackedInTurnIsNotHandedOver) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, WhatDiesWhileACopyReadsItCountsAsAlive) {
+  open(options(KiB(256)));
+  forward(16);
+  saved_.clear();
+  pass_.reset();
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  ASSERT_GT(trainer_->device().live_bytes(), Bytes(0)) << "no stream has run yet";
+  forward(16);
+  EXPECT_GT(trainer_->device().peak_live_bytes(), KiB(256) + Bytes(kSize));
+  EXPECT_EQ(core_->stats().alive_peak, trainer_->device().peak_live_bytes());
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, OverTheHostBudgetTheOldestSink) {
   open(options(KiB(256), MiB(4)), Pace::kEager);
   forward(128);  // 8 MiB
