@@ -1,5 +1,7 @@
 """The part `policy`: one model at several budgets beside plain and torch's checkpoint: step times against memory, and what the plans predicted.
 
+`regions` is the model whose blocks Ebbtide may compute again as checkpoint does, within what checkpoint keeps.
+
 Options after -- are those of train_gpt.py's model (--layers, --width, --tokens, --batch), --steps, --spill and --plot FILE.png.
 """
 
@@ -38,7 +40,7 @@ def parse_arguments(options: list[str]):
 
 def command(arguments, mode: str, budget: int = 0) -> list[str]:
     options = {name: getattr(arguments, name) for name in ("device", "layers", "width", "tokens", "batch", "data", "seed")} | {"mode": mode}
-    if mode == "ebbtide":
+    if mode in train_gpt.OF_EBBTIDE:
         options |= {"budget": budget, "spill": arguments.spill}
     return [sys.executable, str(machine.ROOT / "bench/train_gpt.py"), "--turns"] + [f"--{name}={value}" for name, value in options.items()]
 
@@ -58,6 +60,8 @@ def measure(arguments) -> tuple[int, int, dict[str, list[dict]]]:
         for share in SHARES:
             contenders[name_of(share)] = start(name_of(share), "ebbtide", int(saved * share))
             contenders[name_of(share)].wait_ready()
+        contenders["regions"] = start("regions", "regions", kept)
+        contenders["regions"].wait_ready()
         answers = {name: [] for name in contenders}
         order = random.Random(arguments.seed)  # a step may pay for what the one before it left to the disk
         for step in range(arguments.steps):
@@ -69,8 +73,8 @@ def measure(arguments) -> tuple[int, int, dict[str, list[dict]]]:
     return saved, kept, answers
 
 
-def over_plain(steps: list[dict], plain: list[dict]) -> float:
-    pairs = zip(steps[FIRST_PLANNED:], plain[FIRST_PLANNED:], strict=True)
+def over(steps: list[dict], others: list[dict]) -> float:
+    pairs = zip(steps[FIRST_PLANNED:], others[FIRST_PLANNED:], strict=True)
     return statistics.median(mine["seconds"] / other["seconds"] for mine, other in pairs)
 
 
@@ -84,17 +88,20 @@ def rows(options: list[str]) -> Iterator[Row]:
     arguments = parse_arguments(options)
     saved, kept, answers = measure(arguments)
     plain = answers["plain"]
-    checkpoint = over_plain(answers["checkpoint"], plain)
+    checkpoint = over(answers["checkpoint"], plain)
     yield Row("policy", "plain.saved", saved, "B")
     yield Row("policy", "checkpoint.kept", kept, "B")
     yield Row("policy", "checkpoint.over_plain", checkpoint, "x")
+    regions = over(answers["regions"], answers["checkpoint"])
+    yield Row.at_most("policy", "regions.over_checkpoint", regions, "x", 1, "each with as many saved bytes as checkpoint keeps")
+    yield Row.must_hold("policy", "regions.bitwise_equal", [s["digest"] for s in answers["regions"]] == [s["digest"] for s in plain])
     drifts = drift(plain)
     yield Row("policy", "plain.off_itself", statistics.median(abs(d - 1) for d in drifts), "", "in the planned steps, to those that the plans rest on")
     curve = []
     for share in SHARES:
         name, steps = name_of(share), answers[name_of(share)]
         passes = [step["pass"] for step in steps[FIRST_PLANNED:]]
-        slower = over_plain(steps, plain)
+        slower = over(steps, plain)
         curve.append((share, slower))
         if share == DEMO_SHARE:
             yield Row.at_most("policy", f"{name}.over_plain", slower, "x", DEMO_SLOWEST)

@@ -1,20 +1,27 @@
-"""Trains a byte-level GPT on real text: plain, with torch's checkpoint, or with Ebbtide.
+"""Trains a byte-level GPT on real text: plain, with torch's checkpoint, or with Ebbtide, whose regions may be computed again.
 
 Alone it trains and prints a line a step. With --turns it is a contender of demo.py: it waits for a word on stdin (observe, step,
 finish), does that, and answers with one line of JSON. train_gpt.cpp is the same program without Python.
 """
+
+import functools
 
 import cli
 import device
 import text
 from training import TextBatches, Training, Way, take_turns
 
+OF_EBBTIDE = ("ebbtide", "regions")
+
 
 def parse_arguments():
     parser = cli.Parser(prog="train_gpt.py", description=__doc__.splitlines()[0])
     add_training_options(parser)
     parser.add_argument(
-        "--mode", choices=("plain", "checkpoint", "ebbtide"), default="plain", help="what happens to activations (%(default)s)"
+        "--mode",
+        choices=("plain", "checkpoint", "ebbtide", "regions"),
+        default="plain",
+        help="what happens to activations; regions: Ebbtide, whose checkpoint each block is called through (%(default)s)",
     )
     parser.add_argument(
         "--budget", default="0", help="Ebbtide: bytes of activations that may stay in memory, like 150MiB (%(default)s)"
@@ -64,11 +71,19 @@ def training_of(arguments) -> Training:
     on = device.StepOn(arguments.device)
     torch.manual_seed(arguments.seed)
     batches = TextBatches(data, arguments.tokens, arguments.batch, arguments.seed, on.device)
-    model = Gpt(arguments.layers, arguments.width, arguments.tokens, arguments.mode == "checkpoint")
+    model = Gpt(arguments.layers, arguments.width, arguments.tokens, *_how_blocks_run(arguments.mode))
     model.to(on.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    store = open_store(arguments) if arguments.mode == "ebbtide" else None
+    store = open_store(arguments) if arguments.mode in OF_EBBTIDE else None
     return Training(model, batches, optimizer, on, Way(lambda: store, store) if store else Way())
+
+
+def _how_blocks_run(mode: str) -> tuple:
+    if mode == "checkpoint":
+        from torch.utils.checkpoint import checkpoint
+
+        return (functools.partial(checkpoint, use_reentrant=False),)
+    return (import_ebbtide().checkpoint,) if mode == "regions" else ()
 
 
 def import_ebbtide():
@@ -106,7 +121,7 @@ def run(arguments) -> None:
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.mode != "ebbtide":
+    if arguments.mode not in OF_EBBTIDE:
         run(arguments)
         return 0
     ebbtide = import_ebbtide()

@@ -200,6 +200,7 @@ def test_policy_end_to_end(tmp_path):
         assert rows[f"ebbtide_{share}.over_plain"]["value"] > 0
         assert rows[f"ebbtide_{share}.predicted_off"]["value"] >= 0  # a plan was followed
         assert 0 < rows[f"ebbtide_{share}.peak"]["value"] < rows["plain.saved"]["value"]
+    assert rows["regions.bitwise_equal"]["value"] is True and rows["regions.over_checkpoint"]["value"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
