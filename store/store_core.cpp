@@ -333,7 +333,8 @@ void StoreCore::detach_locked(Record& record, Work& work) {
   resident->tier->remove(*resident);
   if (resident->handed_out && resident->tier->link && resident->storage->references() > 1)
     resident->tier->note_outlived(*resident);
-  else if (record.state_ == RecordState::kLeaving || (record.lower_.leaving && record.lower_.leaving->storage))
+  else if (resident->storage &&
+           (record.state_ == RecordState::kLeaving || (record.lower_.leaving && record.lower_.leaving->storage)))
     resident->tier->note_copied_still(*resident);
   if (resident->identity != nullptr) by_storage_.erase(resident->identity);
   work.dropped.push_back(resident);
