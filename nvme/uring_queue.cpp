@@ -1,3 +1,4 @@
+#include <ebbtide/nvme/disk_runs.h>
 #include <ebbtide/nvme/fixed_buffers.h>
 #include <ebbtide/nvme/uring_queue.h>
 
@@ -72,7 +73,10 @@ class Bell {
 class Ring {
  public:
   Ring(const QueueOptions& options, std::shared_ptr<Bell> bell, std::shared_ptr<FixedBuffers> buffers)
-      : options_(options), bell_(std::move(bell)), buffers_(std::move(buffers)) {}
+      : options_(options),
+        bell_(std::move(bell)),
+        buffers_(std::move(buffers)),
+        runs_(options.fd, options.length_alignment) {}
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
   ~Ring() {
@@ -102,6 +106,7 @@ class Ring {
   const QueueOptions options_;
   const std::shared_ptr<Bell> bell_;
   const std::shared_ptr<FixedBuffers> buffers_;
+  DiskRuns runs_;
   io_uring ring_{};
   bool open_ = false;
   bool fixed_file_ = false;
@@ -154,16 +159,18 @@ void Ring::prepare(uint32_t slot) noexcept {
   io_uring_sqe* sqe = ::io_uring_get_sqe(&ring_);
   const int file = fixed_file_ ? 0 : options_.fd;
   const bool write = progress.request().write;
-  if (const auto buffer = buffers_->slot_of(progress.data(), progress.bytes())) {
+  const uint64_t offset = progress.offset();
+  const uint32_t bytes = write ? runs_.write_at_once(offset, progress.bytes()) : progress.bytes();
+  if (const auto buffer = buffers_->slot_of(progress.data(), bytes)) {
     const auto index = static_cast<int>(*buffer);
     if (write)
-      ::io_uring_prep_write_fixed(sqe, file, progress.data(), progress.bytes(), progress.offset(), index);
+      ::io_uring_prep_write_fixed(sqe, file, progress.data(), bytes, offset, index);
     else
-      ::io_uring_prep_read_fixed(sqe, file, progress.data(), progress.bytes(), progress.offset(), index);
+      ::io_uring_prep_read_fixed(sqe, file, progress.data(), bytes, offset, index);
   } else if (write) {
-    ::io_uring_prep_write(sqe, file, progress.data(), progress.bytes(), progress.offset());
+    ::io_uring_prep_write(sqe, file, progress.data(), bytes, offset);
   } else {
-    ::io_uring_prep_read(sqe, file, progress.data(), progress.bytes(), progress.offset());
+    ::io_uring_prep_read(sqe, file, progress.data(), bytes, offset);
   }
   if (fixed_file_) sqe->flags |= IOSQE_FIXED_FILE;
   ::io_uring_sqe_set_data64(sqe, slot);
