@@ -125,11 +125,19 @@ Diagnosis::Accelerator examine(const DoctorOptions::Accelerator& accelerator, co
   return found;
 }
 
-Diagnosis::Folder examine(const std::string& path, std::chrono::nanoseconds each_way) {
+Diagnosis::Drive examine_drive(const std::string& name, const nvme::DriveCommand& command) {
+  auto wear = command ? nvme::read_drive_wear(name, command) : nvme::read_drive_wear(name);
+  if (!wear.ok()) return {.name = name, .refused = std::move(wear).failure().message};
+  return {.name = name, .wear = wear.value()};
+}
+
+Diagnosis::Folder examine(const std::string& path, const DoctorOptions& options) {
   Diagnosis::Folder found{.path = path};
   std::error_code error;
   const auto space = std::filesystem::space(path, error);
   if (!error) found.free = Bytes(static_cast<int64_t>(space.available));
+  for (const std::string& drive : nvme::drives_beneath(path, options.system_root))
+    found.drives.push_back(examine_drive(drive, options.command_drive));
   auto tier = SpillTier::open({.folders = {path}});
   if (!tier.ok()) {
     found.refused = std::move(tier).failure().message;
@@ -139,7 +147,7 @@ Diagnosis::Folder examine(const std::string& path, std::chrono::nanoseconds each
   found.description = stats.description;
   found.ram = stats.ram;
   found.io_uring = stats.io_uring;
-  auto speed = measure_disk(*tier.value(), each_way);
+  auto speed = measure_disk(*tier.value(), options.each_way);
   if (speed.ok())
     found.speed = speed.value();
   else
@@ -178,6 +186,10 @@ std::vector<std::string> advice_for(const Diagnosis& found, const DoctorOptions&
     if (!folder.description.empty() && !folder.io_uring)
       advice.push_back(folder.path + " is served by threads, which costs more of the processor than io_uring" +
                        (disabled.empty() || disabled == "0" ? std::string() : ": sysctl kernel.io_uring_disabled=0"));
+    for (const auto& drive : folder.drives)
+      if (drive.wear && drive.wear->used_percent >= 90)
+        advice.push_back(drive.name + " has " + std::to_string(drive.wear->used_percent) +
+                         "% of its rated life behind it: spill_daily_writes bounds what is written to it a day");
   }
   if (found.accelerators.empty() && std::getenv("MALLOC_MMAP_THRESHOLD_") == nullptr)
     advice.push_back(
@@ -214,7 +226,7 @@ Diagnosis doctor(const DoctorOptions& options) {
   found.jemalloc = pinned_pool::jemalloc_version();
   for (const auto& accelerator : options.accelerators)
     found.accelerators.push_back(examine(accelerator, topology.get()));
-  for (const std::string& folder : options.folders) found.folders.push_back(examine(folder, options.each_way));
+  for (const std::string& folder : options.folders) found.folders.push_back(examine(folder, options));
   found.advice = advice_for(found, options);
   return found;
 }

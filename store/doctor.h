@@ -1,6 +1,7 @@
 // What a machine offers to a store, what would be used, and what is held back.
 #pragma once
 
+#include <ebbtide/nvme/drive_wear.h>
 #include <ebbtide/nvme/measure_disk.h>
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/capacity.h>
@@ -37,6 +38,11 @@ struct Diagnosis {
     std::optional<Link> link;
     std::string refused;  ///< why it, or its link, cannot be used or measured; empty otherwise
   };
+  struct Drive {
+    std::string name;  ///< "nvme0n1"
+    std::optional<nvme::DriveWear> wear;
+    std::string refused;  ///< why that cannot be read; empty otherwise
+  };
   struct Folder {
     std::string path;
     std::string description;  ///< the queue, the file system, what direct I/O wants there, or why there is none
@@ -44,7 +50,8 @@ struct Diagnosis {
     bool ram = false;  ///< tmpfs
     bool io_uring = false;
     std::optional<DiskSpeed> speed;
-    std::string refused;  ///< why nothing can be spilled there, or it could not be measured; empty otherwise
+    std::vector<Drive> drives;  ///< NVMe, on which it lies, where the system says
+    std::string refused;        ///< why nothing can be spilled there, or it could not be measured; empty otherwise
   };
 
   std::vector<pinned_pool::Room> memory;  ///< every bound on host memory: the machine's, then each cgroup's
@@ -77,6 +84,7 @@ struct DoctorOptions {
       std::chrono::milliseconds(500);        ///< that a folder is measured, writing and reading
   std::string system_root;                   ///< put before /proc and /sys: tests bring their own machine
   std::shared_ptr<const Topology> topology;  ///< none: this machine's
+  nvme::DriveCommand command_drive;          ///< none: the drives themselves are asked
 };
 
 /// Looks, and measures: takes about a second a folder. What it cannot find out is said in the answer.

@@ -30,12 +30,22 @@ std::string text_of(const Diagnosis::Accelerator& accelerator) {
   return text;
 }
 
+std::string text_of(const Diagnosis::Drive& drive) {
+  if (!drive.wear) return "  " + drive.refused + "\n";
+  const nvme::DriveWear& wear = *drive.wear;
+  std::string text = "  " + drive.name + ": " + to_string(wear.written) + " written so far, " +
+                     std::to_string(wear.used_percent) + "% of its rated life used";
+  if (wear.endurance) text += ": rated for about " + to_string(*wear.endurance);
+  return text + "\n";
+}
+
 std::string text_of(const Diagnosis::Folder& folder) {
   std::string text = text_line("%s, %s free", folder.path.c_str(), to_string(folder.free).c_str());
   if (!folder.description.empty()) text += "  " + folder.description + "\n";
   if (folder.speed)
     text += text_line("  writes %s, reads %s", speed_text(folder.speed->write).c_str(),
                       speed_text(folder.speed->read).c_str());
+  for (const auto& drive : folder.drives) text += text_of(drive);
   if (!folder.refused.empty()) text += "  " + folder.refused + "\n";
   return text;
 }
@@ -60,6 +70,19 @@ Json json_of(const Diagnosis::Accelerator& accelerator) {
   return json;
 }
 
+Json json_of(const Diagnosis::Drive& drive) {
+  Json json = {{"name", drive.name},
+               {"written_bytes", Json()},
+               {"used_percent", Json()},
+               {"endurance_bytes", Json()},
+               {"refused", or_null(drive.refused)}};
+  if (!drive.wear) return json;
+  json["written_bytes"] = drive.wear->written.count();
+  json["used_percent"] = drive.wear->used_percent;
+  if (drive.wear->endurance) json["endurance_bytes"] = drive.wear->endurance->count();
+  return json;
+}
+
 Json json_of(const Diagnosis::Folder& folder) {
   Json json = {{"path", folder.path},
                {"description", or_null(folder.description)},
@@ -68,7 +91,9 @@ Json json_of(const Diagnosis::Folder& folder) {
                {"io_uring", folder.io_uring},
                {"write", Json()},
                {"read", Json()},
+               {"drives", Json::array()},
                {"refused", or_null(folder.refused)}};
+  for (const auto& drive : folder.drives) json["drives"].push_back(json_of(drive));
   if (folder.speed) {
     json["write"] = folder.speed->write;
     json["read"] = folder.speed->read;

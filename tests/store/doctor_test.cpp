@@ -3,6 +3,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/nvme_ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <chrono>
 #include <filesystem>
@@ -67,6 +70,36 @@ TEST_F(DoctorTest, AFolderThatIsNotThereIsSaid) {
   EXPECT_THAT(found.folders.at(0).refused, HasSubstr("/nowhere/at/all"));
   EXPECT_FALSE(found.folders[0].speed);
   EXPECT_THAT(advice(found), HasSubstr("/nowhere/at/all"));
+}
+
+TEST_F(DoctorTest, TellsHowWornADriveIs) {
+  struct stat status {};
+  ASSERT_EQ(::stat(folder_.path().c_str(), &status), 0);
+  machine_.write("/sys/dev/block/" + std::to_string(major(status.st_dev)) + ":" + std::to_string(minor(status.st_dev)) +
+                     "/slaves/nvme3n1/dev",
+                 "259:0\n");
+  DoctorOptions asked = options({folder_.path()});
+  asked.command_drive = [](const std::string&, nvme_passthru_cmd& command) {
+    auto* log = reinterpret_cast<unsigned char*>(static_cast<uintptr_t>(command.addr));
+    log[5] = 93;
+    log[48 + 3] = 16;  // 2^28 units of 512,000 bytes
+    return 0;
+  };
+  Diagnosis found = doctor(asked);
+  EXPECT_THAT(to_text(found),
+              HasSubstr("  nvme3n1: 125 TiB written so far, 93% of its rated life used: rated for about 134.4 TiB\n"));
+  EXPECT_THAT(advice(found), HasSubstr("nvme3n1 has 93% of its rated life behind it"));
+  auto json = nlohmann::json::parse(to_json(found))["folders"][0]["drives"][0];
+  EXPECT_EQ(json["name"], "nvme3n1");
+  EXPECT_EQ(json["written_bytes"], (int64_t{1} << 28) * 512'000);
+  EXPECT_EQ(json["used_percent"], 93);
+  EXPECT_EQ(json["refused"], nullptr);
+
+  asked.command_drive = [](const std::string&, nvme_passthru_cmd&) { return EACCES; };
+  found = doctor(asked);
+  EXPECT_THAT(to_text(found), HasSubstr("  How worn nvme3n1 is cannot be read: "));
+  json = nlohmann::json::parse(to_json(found))["folders"][0]["drives"][0];
+  EXPECT_EQ(json["used_percent"], nullptr);
 }
 
 TEST_F(DoctorTest, ListsEveryBoundAndTakesTheTightest) {
