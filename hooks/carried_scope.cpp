@@ -5,14 +5,26 @@
 
 #include <map>
 #include <mutex>
+#include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 
 namespace ebbtide {
 namespace {
 
-/// Torch has no name for it, and looks for none but its own.
-constexpr auto kKind = static_cast<c10::DebugInfoKind>(0xEB);
+constexpr std::string_view kName = "EBBTIDE_SCOPE";
+
+/// Kinds are told apart by the address of their name; in torch's older versions by a number, of which it looks for none
+/// but its own.
+template <class Kind>
+constexpr Kind kind_of_ours() {
+  if constexpr (std::is_enum_v<Kind>)
+    return static_cast<Kind>(0xEB);
+  else
+    return Kind(&kName);
+}
+constexpr auto kKind = kind_of_ours<c10::DebugInfoKind>();
 
 }  // namespace
 

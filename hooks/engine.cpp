@@ -22,6 +22,8 @@ namespace ebbtide {
 namespace {
 
 using torch::autograd::Engine;
+/// Torch counts references to nodes in one way up to 2.12, in another after it.
+using NodePtr = decltype(torch::autograd::Edge::function);
 
 std::atomic<bool> forked{false};
 
@@ -76,7 +78,7 @@ class StoreEngine final : public Engine {
     return gradients;
   }
   c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
-      const std::shared_ptr<torch::autograd::GraphTask>& graph_task, std::shared_ptr<torch::autograd::Node> graph_root,
+      const std::shared_ptr<torch::autograd::GraphTask>& graph_task, NodePtr graph_root,
       torch::autograd::InputBuffer&& input_buffer) override {
     return wrapped_.execute_with_graph_task(graph_task, std::move(graph_root), std::move(input_buffer));
   }

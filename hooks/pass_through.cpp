@@ -7,6 +7,15 @@
 namespace ebbtide {
 namespace {
 
+/// Torch's newest versions know no names.
+template <class Impl>
+bool has_names(const Impl& impl) {
+  if constexpr (requires { impl.has_named_tensor_meta(); })
+    return impl.has_named_tensor_meta();
+  else
+    return false;
+}
+
 /// Kinds whose storage must not even be looked at: some throw when asked for its address.
 const char* why_kind(const at::Tensor& tensor) {
   using c10::DispatchKey;
@@ -23,7 +32,7 @@ const char* why_kind(const at::Tensor& tensor) {
   if (tensor.is_quantized()) return "quantised";
   if (tensor.is_meta()) return "meta tensor";
   if (impl.has_symbolic_sizes_strides()) return "symbolic sizes";
-  if (impl.has_named_tensor_meta()) return "named dimensions";
+  if (has_names(impl)) return "named dimensions";
   if (!impl.has_storage()) return "no storage";
   return nullptr;
 }

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "tests/hooks/models.h"
+#include "tests/hooks/weak_node.h"
 
 namespace ebbtide::test {
 namespace {
@@ -469,7 +470,7 @@ class Program {
   std::vector<Tensor> leaves_;
   std::vector<Tensor> live_;
   Tensor held_;  // a value that outlives the forward
-  std::vector<std::weak_ptr<torch::autograd::Node>> nodes_;
+  std::vector<WeakNode> nodes_;
   GraphOutcome outcome_;
 };
 

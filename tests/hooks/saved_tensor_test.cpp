@@ -16,6 +16,7 @@
 #include <c10/util/Exception.h>
 #include <gmock/gmock.h>
 #include <tests/hooks/support.h>
+#include <tests/hooks/weak_node.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -161,7 +162,7 @@ TEST_F(SavedTensorTest, AParameterComesBackAsItself) {
 TEST_F(SavedTensorTest, AResultThatItsOwnNodeSavedDoesNotKeepTheNodeAlive) {
   for (const int64_t size : {int64_t{8}, kFloats}) {  // passed through, and a record
     at::Tensor y = forward([&] { return leaf(0, size).exp(); });
-    const std::weak_ptr<torch::autograd::Node> node = y.grad_fn();
+    const WeakNode node(y.grad_fn());
     y.reset();
     EXPECT_TRUE(node.expired()) << size;
   }
