@@ -1,4 +1,4 @@
-#include <ebbtide/hooks/layer_norm_eps.h>
+#include <ebbtide/hooks/norm_eps.h>
 #include <ebbtide/hooks/recipe_table.h>
 
 #include <ATen/ops/_log_softmax.h>
@@ -156,6 +156,18 @@ Redo of_softmax(NodeType& node, In& in) {
   return [dim = in.scalar(node.dim)](Values v) { return kOp(v[0], dim, false); };
 }
 
+/// Of a node whose input, weight and bias were taken; `shape` is of samples, channels, and the numbers in one.
+template <class NodeType>
+std::optional<double> eps_of_group_norm(NodeType& node, In& in, const std::vector<int64_t>& shape) {
+  if constexpr (requires { node.eps; }) {
+    return node.eps;
+  } else {  // torch's newest versions need it for no gradient, so keep it nowhere
+    if (!in.device().is_cpu()) return in.layer_norm_eps(node.weight_);
+    in.saved(node.result2_, 0);  // the reciprocal deviations
+    return group_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape[1], shape[2], node.group);
+  }
+}
+
 // clang-format off
 const std::vector<TypedRow>& table() {
   static const auto* rows = new std::vector<TypedRow>{
@@ -229,7 +241,9 @@ const std::vector<TypedRow>& table() {
         in.input_or_none(2);
         const std::vector<int64_t> shape = numbers({node.N, node.C, node.HxW}, in);
         if (shape.empty()) return {};
-        return [n = shape[0], c = shape[1], area = shape[2], group = in.scalar(node.group), eps = in.scalar(node.eps)](Values v) {
+        const std::optional<double> eps = eps_of_group_norm(node, in, shape);
+        if (!eps) in.refuse();
+        return [n = shape[0], c = shape[1], area = shape[2], group = in.scalar(node.group), eps = in.scalar(eps.value_or(0))](Values v) {
           return std::get<0>(at::native_group_norm(v[0], optional(v[1]), optional(v[2]), n, c, area, group, eps));
         };
       }>("group_norm"),

@@ -1,4 +1,4 @@
-// The eps of a layer norm that has run, which torch keeps nowhere.
+// The eps of a norm that has run, which torch keeps nowhere.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,5 +14,9 @@ namespace ebbtide {
 /// other row's: they give all rows the same bits. CPU tensors and fp32 statistics only: with bf16 many values fit.
 std::optional<double> layer_norm_eps(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
                                      const at::Tensor& rstd, at::IntArrayRef shape);
+
+/// The same of a group norm, of which each group of a sample is a row: of `channels` / `groups` channels of `area` numbers.
+std::optional<double> group_norm_eps(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
+                                     const at::Tensor& rstd, int64_t channels, int64_t area, int64_t groups);
 
 }  // namespace ebbtide
