@@ -9,6 +9,21 @@
 #include <string_view>
 
 namespace ebbtide {
+namespace {
+
+template <class Node>
+concept NamesItsOp = requires(const Node& node) {
+  node.forward_op_name();
+};
+
+/// A node as torch's error calls it: by its own name, and in newer versions by its op's (Node::forward_op_name()).
+std::string_view name_in_errors(std::string_view name) {
+  const size_t suffix = name.rfind("Backward");
+  const bool is_suffix = suffix != name.npos && name.find_first_not_of("0123456789", suffix + 8) == name.npos;
+  return NamesItsOp<torch::autograd::Node> && is_suffix ? name.substr(0, suffix) : name;
+}
+
+}  // namespace
 
 void SavedVersion::note(const at::Tensor& tensor) {
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
@@ -38,7 +53,7 @@ void SavedVersion::raise(const std::string& described) const {
   message << "one of the variables needed for gradient computation has been modified by an inplace operation: ["
           << described << "]";
   // Torch counts the outputs of no tensor that its consumer saved.
-  if (producer_ != nullptr) message << ", which is output 0 of " << producer_name() << ",";
+  if (producer_ != nullptr) message << ", which is output 0 of " << name_in_errors(producer_name()) << ",";
   message << " is at version " << version_.current_version() << "; expected version " << saved_ << " instead.";
   if (torch::autograd::AnomalyMode::is_enabled())
     message << " Hint: the backtrace further above shows the operation that failed to compute its gradient. The "
