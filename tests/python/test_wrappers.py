@@ -9,6 +9,7 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 import ebbtide
+from ebbtide._wrappers import take_apart
 from support import MIN_BYTES, assert_as_plain, leaf, same_bits
 
 
@@ -68,6 +69,27 @@ def test_an_in_place_write_is_torchs_error(store):
     y.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.backward()
+
+
+def test_what_they_hold_beside_tensors_stays():
+    class Tagged(TwoTensor):
+        tag = "left"
+
+        def __tensor_flatten__(self):
+            return ["a", "tag", "b"], None
+
+        @staticmethod
+        def __tensor_unflatten__(inner, context, size, stride):
+            made = Tagged(inner["a"], inner["b"])
+            made.tag = inner["tag"]
+            return made
+
+    tagged = Tagged(leaf(0).detach(), leaf(1).detach())
+    tagged.tag = "right"
+    inner, over = take_apart(tagged)
+    assert [part is held for part, held in zip(inner, (tagged.a, tagged.b), strict=True)] == [True, True]
+    made = over([tagged.b, tagged.a])
+    assert made.a is tagged.b and made.b is tagged.a and made.tag == "right"
 
 
 def test_by_pythons_own_hooks(store):

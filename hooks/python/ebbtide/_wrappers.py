@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -17,6 +18,8 @@ def take_apart(tensor):
     if collectives is not None and isinstance(tensor, collectives.AsyncCollectiveTensor):
         return None
     names, context = tensor.__tensor_flatten__()
-    inner = [getattr(tensor, name) for name in names]
-    kind, size, stride = type(tensor), tensor.size(), tensor.stride()
-    return inner, lambda others: kind.__tensor_unflatten__(dict(zip(names, others)), context, size, stride)
+    held = {name: getattr(tensor, name) for name in names}
+    inner = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
+    others = {name: value for name, value in held.items() if name not in inner}  # such as a DTensor's mesh
+    places, kind, size, stride = list(inner), type(tensor), tensor.size(), tensor.stride()
+    return list(inner.values()), lambda over: kind.__tensor_unflatten__({**others, **dict(zip(places, over))}, context, size, stride)
