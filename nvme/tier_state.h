@@ -1,7 +1,9 @@
 // What a spill tier is made of: its room, its lanes (one file and one queue each), and the transfers on their way.
 #pragma once
 
+#include <ebbtide/nvme/busy_time.h>
 #include <ebbtide/nvme/io_queue.h>
+#include <ebbtide/nvme/item.h>
 #include <ebbtide/nvme/spill_space.h>
 #include <ebbtide/nvme/spill_tier.h>
 #include <ebbtide/nvme/write_allowance.h>
@@ -17,35 +19,6 @@
 #include <vector>
 
 namespace ebbtide::nvme {
-
-/// One item at rest. Written once by the tier before anybody else sees it.
-/// Lifetime: the last reference gives the extents back; transfers hold one each, so never under a transfer.
-struct Item {
-  Item(std::shared_ptr<SpillSpace> in, uint64_t called, uint64_t count)
-      : space(std::move(in)), name(called), bytes(count) {}
-  Item(const Item&) = delete;
-  Item& operator=(const Item&) = delete;
-  ~Item() { space->release(extents); }
-
-  const std::shared_ptr<SpillSpace> space;
-  const uint64_t name;
-  const uint64_t bytes;
-  uint64_t generation = 0;
-  std::vector<PlacedExtent> extents;  // together `bytes`, rounded up, in the item's order
-  std::vector<uint64_t> checksums;    // one a chunk; empty where checksums are off
-};
-
-/// A part of a transfer that is one request: a run of memory and a run of a file, inside one chunk.
-struct Segment {
-  std::byte* data;
-  uint32_t bytes;
-  uint32_t chunk;   // of the item
-  uint32_t extent;  // of the item
-  uint64_t offset;  // in the extent's file
-};
-
-/// Cuts an item into segments. REQUIRES: the pieces hold the item's bytes.
-std::vector<Segment> cut_into_segments(const Item& item, const std::vector<IoPiece>& pieces);
 
 enum class TransferKind { kWrite, kPrefetch, kDemand };
 
@@ -102,23 +75,6 @@ class TierState : public std::enable_shared_from_this<TierState> {
  private:
   using Clock = std::chrono::steady_clock;
 
-  /// Seconds in which at least one transfer of a direction was in flight.
-  class BusyTime {
-   public:
-    void begin() noexcept {
-      if (count_++ == 0) since_ = Clock::now();
-    }
-    void end() noexcept {
-      if (--count_ == 0) total_ += Clock::now() - since_;
-    }
-    double seconds() const noexcept;
-
-   private:
-    int count_ = 0;
-    Clock::time_point since_;
-    Clock::duration total_{};
-  };
-
   /// One file: its queue, and which transfers still have segments for it.
   struct Lane final : IoSource {
     Lane(TierState& tier, uint32_t number) noexcept : state(tier), index(number) {}
@@ -146,21 +102,24 @@ class TierState : public std::enable_shared_from_this<TierState> {
 
   std::optional<Failure> objection(const std::vector<IoPiece>& pieces) const;
   uint64_t enqueue(std::unique_ptr<Transfer>& transfer);
+
+  // serving.cpp
   IoSource::Next next(Lane& lane, IoRequest& request) noexcept;
   void completed(Lane& lane, const IoRequest& request, int error) noexcept;
+  void measure_locked(Lane& lane) noexcept;
+  void segment_arrived(std::unique_lock<std::mutex>& lock, Transfer& transfer, const Segment& segment) noexcept;
+  void segment_failed_locked(Transfer& transfer, uint32_t index, int error) noexcept;
+  void wait_again_locked(Transfer& transfer, uint32_t index) noexcept;
+  void fail_locked(Transfer& transfer, Failure failure) noexcept;
+  void withdraw_locked(Transfer& transfer) noexcept;
+  void finish(std::unique_lock<std::mutex>& lock, Transfer& transfer) noexcept;
 
+  // lines.cpp
   std::deque<uint64_t>& line_of(Lane& lane, TransferKind kind) noexcept;
   Transfer* front_locked(Lane& lane) noexcept;
   bool may_write_locked(const Lane& lane) const noexcept;
   void put_in_line_locked(Transfer& transfer) noexcept;
   void leave_lines_locked(Transfer& transfer) noexcept;
-  void segment_arrived(std::unique_lock<std::mutex>& lock, Transfer& transfer, const Segment& segment) noexcept;
-  void segment_failed_locked(Transfer& transfer, uint32_t index, int error) noexcept;
-  void wait_again_locked(Transfer& transfer, uint32_t index) noexcept;
-  void fail_locked(Transfer& transfer, Failure failure) noexcept;
-  void measure_locked(Lane& lane) noexcept;
-  void finish(std::unique_lock<std::mutex>& lock, Transfer& transfer) noexcept;
-  void withdraw_locked(Transfer& transfer) noexcept;
   /// Wakes lanes that sleep; unlocks.
   void wake(std::unique_lock<std::mutex>& lock) noexcept;
 

@@ -25,6 +25,10 @@
 
 namespace ebbtide::pinned_pool {
 
+inline Bytes as_bytes(size_t bytes) {
+  return Bytes(static_cast<int64_t>(bytes));
+}
+
 /// Lock order: grow_mutex_ < collect_mutex_ < Arena's locks < mutex_. No slab is made or unmade under mutex_.
 ///
 /// Lifetime: the pool and its blocks hold it. When the last of them goes, the keeper (the thread that makes spares) is
@@ -73,6 +77,7 @@ class PoolState {
   void unmap_everything() noexcept;
   bool forked() const noexcept;
 
+  // lending.cpp
   size_t home_of(NumaNode node) const noexcept;
   Result<Few<Chunk>> acquire_on(size_t home, const PinnedPool::Request& request);
   Result<Arena::Allocation> acquire_part(size_t home, size_t& bytes, bool may_grow);
@@ -85,7 +90,7 @@ class PoolState {
   void give_back(const Chunk& chunk, const ReturnedBlock& block) noexcept;
   void count_live(Bytes bytes) noexcept;
 
-  // REQUIRES: grow_mutex_ held.
+  // growing.cpp. REQUIRES: grow_mutex_ held.
   Result<NumberedSlab> make_slab(size_t home, size_t bytes, bool may_evict);
   std::optional<Failure> shortage(size_t home, size_t bytes, Bytes& missing) const;
   Bytes idle_bytes() const;
