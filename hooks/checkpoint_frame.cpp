@@ -15,6 +15,8 @@
 
 #include <algorithm>
 #include <sstream>
+#include <string_view>
+#include <typeinfo>
 #include <unordered_map>
 #include <utility>
 
@@ -40,6 +42,13 @@ const SavedTensor* saved_by_store(const torch::autograd::SavedVariableHooks* hoo
 bool worth_a_second_run(const at::Tensor& tensor, const Scope& scope) {
   if (is_parameter(tensor) || !tensor.grad_fn()) return false;
   return !is_plain(tensor) || (!tensor.device().is_cpu() && !scope.hooks().accelerators.serves(tensor.device().type()));
+}
+
+/// Whether `tensor` is what one of C++'s custom functions made. While it saves its results, it holds them and they hold it:
+/// broken off there, the two would be left for ever.
+bool made_by_custom_function(const at::Tensor& tensor) {
+  const auto& node = tensor.grad_fn();
+  return node && std::string_view(typeid(*node).name()).starts_with("N5torch8autograd7CppNodeI");
 }
 
 /// Makes the bytes of one record of a region, and of the others that are wanted with it.
@@ -146,6 +155,7 @@ bool CheckpointFrame::inputs_unchanged() const noexcept {
 std::shared_ptr<CheckpointSlot> CheckpointFrame::pack(const at::Tensor& tensor) {
   auto slot = std::make_shared<CheckpointSlot>();
   slot->frame = shared_from_this();
+  if (made_by_custom_function(tensor)) runs_to_its_end_ = true;
   Entry entry;
   entry.slot = slot;
   entry.look = Look(tensor);

@@ -133,6 +133,7 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
   std::vector<std::shared_ptr<Record>> records_;         // of inputs
   std::vector<const c10::StorageImpl*> input_storages_;  // for the first run, in which they live
   std::atomic<bool> complete_{false};
+  std::atomic<bool> runs_to_its_end_{false};  // a second run is not broken off
   std::atomic<bool> store_may_run_it_;
 
   std::mutex mutex_;  // never held while anything of torch's or the function runs; before the store's

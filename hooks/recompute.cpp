@@ -97,7 +97,7 @@ void Recompute::pack(const at::Tensor& tensor, const at::Tensor& value) {
     }
   }
   if (!tensor.requires_grad()) may_be_filled_by_ = at::sequence_number::peek() - 1;
-  if (place != last_) return;
+  if (place != last_ || frame_.runs_to_its_end_) return;
   if (all_is_filled(tensor)) stop();
   ended_ = true;
 }

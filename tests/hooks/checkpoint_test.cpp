@@ -556,6 +556,32 @@ TEST(CheckpointTest, ACollectiveInsideIsSeen) {
   EXPECT_GT(runs_with([] { RECORD_USER_SCOPE("mine"); }), 1);
 }
 
+/// Saves what it made last, so that this is where a second run would be broken off.
+struct SavesItsResult : torch::autograd::Function<SavesItsResult> {
+  static inline std::vector<c10::weak_intrusive_ptr<c10::TensorImpl>> made;
+
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
+    at::Tensor y = at::exp(x);
+    made.emplace_back(y.getIntrusivePtr());
+    context->save_for_backward({y});
+    return y;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    return {gradients[0] * context->get_saved_variables()[0]};
+  }
+};
+
+TEST(CheckpointTest, WhatACustomFunctionMadeAndSavedInASecondRunDies) {
+  {
+    const at::Tensor x = leaf();
+    const at::Tensor y = checkpoint([](const at::Tensor& h) { return SavesItsResult::apply(h); }, x * 2).sum();
+    EXPECT_TRUE(same_bits(gradient_of(y, x), at::exp(x.detach() * 2) * 2));
+  }
+  ASSERT_EQ(SavesItsResult::made.size(), 2u);
+  for (const auto& result : SavesItsResult::made) EXPECT_TRUE(result.expired());
+}
+
 /// A recipe runs without autograd. What it reads may be a region's, which must not.
 TEST(CheckpointTest, ARegionThatIsRunAgainForARecipeRunsWithAutograd) {
   const at::Tensor x = leaf();
