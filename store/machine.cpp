@@ -12,11 +12,16 @@ constexpr Bytes kLarge = MiB(16);
 /// moves 99.5 of 109.7 GB/s (bench/results/transfer-h100.json).
 constexpr double kDuplexShare = 0.907;
 
+std::optional<double> large(const Bandwidth& measured, LinkUse use) noexcept {
+  if (const auto speed = measured.large(use)) return speed;
+  return measured.bytes_per_second(kLarge, use);
+}
+
 std::optional<LaneSpeed> speed_of(const Bandwidth& measured) noexcept {
-  const auto alone = measured.bytes_per_second(kLarge, LinkUse::kAlone);
+  const auto alone = large(measured, LinkUse::kAlone);
   if (!alone) return std::nullopt;
-  const double duplex = measured.measured(LinkUse::kDuplex) ? *measured.bytes_per_second(kLarge, LinkUse::kDuplex)
-                                                            : kDuplexShare * *alone;
+  const double duplex =
+      measured.measured(LinkUse::kDuplex) ? *large(measured, LinkUse::kDuplex) : kDuplexShare * *alone;
   return LaneSpeed{*alone, std::min(*alone, duplex)};
 }
 

@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace ebbtide {
+namespace {
+
+/// So that a lane can enqueue a large tensor's copies bit by bit.
+constexpr size_t kLargestChunk = size_t{16} << 20;
+
+}  // namespace
 
 bool Rows::hold(Bytes begin, Bytes inner_begin, Bytes inner_end, const Rows& inner) const noexcept {
   const int64_t at = (inner_begin - begin).count();
@@ -25,9 +31,9 @@ CopyChunks chunks_between(std::byte* first, Bytes bytes, const Rows& rows, const
   for (const IoPiece& piece : pieces) {
     std::byte* host = piece.data;
     for (size_t room = std::min(piece.bytes, left); room > 0;) {
-      const bool whole = in_row == 0 && room >= row;
-      const size_t count = whole ? room / row : 1;
-      const size_t width = whole ? row : std::min(row - in_row, room);
+      const bool whole = in_row == 0 && room >= row && row <= kLargestChunk;
+      const size_t count = whole ? std::min(room, kLargestChunk) / row : 1;
+      const size_t width = whole ? row : std::min({row - in_row, room, kLargestChunk});
       std::byte* const device = first + index * pitch + in_row;
       if (direction == Direction::kOut)
         chunks.push_back({host, device, width, count, row, pitch});

@@ -1,6 +1,15 @@
 #include <ebbtide/transfer/bandwidth.h>
 
+#include <cmath>
+
 namespace ebbtide {
+namespace {
+
+constexpr Bytes kLarge = MiB(1);
+/// Of large transfers so many bytes forget most of what was before: some milliseconds of a fast link.
+constexpr double kForgets = 256 << 20;
+
+}  // namespace
 
 void Bandwidth::add(Bytes transfer, Bytes moved, double seconds, LinkUse use) noexcept {
   static constexpr double kWeight = 0.2;  // of the newest: five transfers forget most of what was before
@@ -8,6 +17,15 @@ void Bandwidth::add(Bytes transfer, Bytes moved, double seconds, LinkUse use) no
   double& mean = means(use)[size_class(transfer)];
   const double now = static_cast<double>(moved.count()) / seconds;
   mean = mean > 0 ? mean + kWeight * (now - mean) : now;
+  if (transfer < kLarge) return;
+  double& large = large_[static_cast<size_t>(use)];
+  const double weight = large > 0 ? -std::expm1(-static_cast<double>(moved.count()) / kForgets) : 1;
+  large += weight * (1 / now - large);
+}
+
+std::optional<double> Bandwidth::large(LinkUse use) const noexcept {
+  const double seconds = large_[static_cast<size_t>(use)];
+  return seconds > 0 ? std::optional(1 / seconds) : std::nullopt;
 }
 
 std::optional<double> Bandwidth::bytes_per_second(Bytes bytes, LinkUse use) const noexcept {

@@ -31,6 +31,9 @@ class Bandwidth {
   /// Bytes a second for transfers of this size: the class's own mean, else that of the nearest class measured (the
   /// larger of two as near), else that of the other use; none before the first transfer.
   std::optional<double> bytes_per_second(Bytes bytes, LinkUse use) const noexcept;
+  /// Of large transfers of any size together, each counting by its bytes: what a link gives where bytes alone matter. None
+  /// before the first of a mebibyte.
+  std::optional<double> large(LinkUse use) const noexcept;
   /// Whether any transfer of this use was taken in.
   bool measured(LinkUse use) const noexcept { return nearest(means_[static_cast<size_t>(use)], 0) > 0; }
 
@@ -40,6 +43,7 @@ class Bandwidth {
   static double nearest(const Means& means, size_t size_class) noexcept;
 
   std::array<Means, 2> means_{};
+  std::array<double, 2> large_{};  // seconds a byte; 0: not measured
 };
 
 /// Of both directions of a device's link.

@@ -7,6 +7,8 @@
 namespace ebbtide {
 namespace {
 
+constexpr Bytes kAlwaysTimed = MiB(1);
+
 size_t total_bytes(const CopyChunks& chunks, size_t first) {
   size_t bytes = 0;
   for (size_t i = first; i < chunks.size(); ++i) bytes += chunks[i].total_bytes();
@@ -112,10 +114,8 @@ void CopyLane::poll(Lock& lock) {
     lock.unlock();
     const Result<bool> passed = device_.passed(event);
     const Time now = clock_.now();
-    std::optional<double> timed;
-    if (timed_from && passed.ok() && passed.value())
-      if (const Result<double> seconds = device_.seconds_between(timed_from, event); seconds.ok())
-        timed = seconds.value();
+    std::optional<Timed> timed;
+    if (timed_from && passed.ok() && passed.value()) timed = time_of(timed_from, event);
     lock.lock();
     if (passed.ok() && !passed.value()) {
       in_flight_.front().last_pending = now;
@@ -133,7 +133,6 @@ void CopyLane::poll(Lock& lock) {
       job->failure_ = passed.failure();  // the device is lost: it touches memory no more, nor takes the job's next copy
     }
     count_in_flight_locked(-batch.bytes.count());
-    stats_.busy_s += std::chrono::duration<double>(now - std::max(batch.begin, last_end_)).count();
     last_end_ = now;
     end_if_over_locked(job);
   }
@@ -195,6 +194,7 @@ std::optional<Failure> CopyLane::enqueue(Lock& lock, const CopyJobPtr& job, size
   std::optional<Failure> no_event;
   if (event && event->ok()) {
     const bool mixed = turn != enqueues_;  // with another job's copies
+    if (timed && options_.link) options_.link->enqueued(direction_, {timed_from.value(), event->value()});
     in_flight_.push_back(Batch{job, event->value(), timed && !mixed ? std::move(timed_from).value() : nullptr,
                                Bytes(static_cast<int64_t>(job->unrecorded_bytes_)), begin, now, opposite_busy()});
     ++job->batches_in_flight_;
@@ -240,15 +240,17 @@ void CopyLane::deliver(Lock& lock) {
   }
 }
 
-// How far the job may be enqueued within the cap.
+// How far the job may be enqueued within the cap, in one batch.
 size_t CopyLane::fitting_end_locked(const CopyJob& job) const {
   const CopyChunks& chunks = job.request_.chunks;
-  int64_t in_flight = stats_.in_flight.count();
+  Bytes in_flight = stats_.in_flight, batch;
   size_t end = job.next_chunk_;
   while (end < chunks.size()) {
-    const auto bytes = static_cast<int64_t>(chunks[end].total_bytes());
-    if (in_flight > 0 && in_flight + bytes > options_.max_in_flight.count()) break;
+    const Bytes bytes(static_cast<int64_t>(chunks[end].total_bytes()));
+    if (in_flight > Bytes(0) && in_flight + bytes > options_.max_in_flight) break;
+    if (batch > Bytes(0) && batch + bytes > options_.max_batch) break;
     in_flight += bytes;
+    batch += bytes;
     ++end;
   }
   return end;
@@ -304,28 +306,40 @@ bool CopyLane::opposite_busy() const noexcept {
   return options_.link && (direction_ == Direction::kOut ? options_.link->in_bytes : options_.link->out_bytes) > 0;
 }
 
-// Timing costs two events more, so only some batches are timed. Copies enqueued earlier that still await an event would
-// be counted in, though they ran before.
+// Timing costs two events more, so of small batches only some are timed. Copies enqueued earlier that still await an event
+// would be counted in, though they ran before.
 bool CopyLane::wants_timing_locked(const CopyJob& job) noexcept {
   constexpr int kTimedOneIn = 8;
   if (!times_ || job.unrecorded_bytes_ > 0) return false;
-  return batches_[Bandwidth::size_class(job.bytes_)]++ % kTimedOneIn == 0;
+  return job.bytes_ >= kAlwaysTimed || batches_[Bandwidth::size_class(job.bytes_)]++ % kTimedOneIn == 0;
+}
+
+// The caller may be far ahead of the device: what is enqueued the other way does not run yet, so events tell.
+std::optional<CopyLane::Timed> CopyLane::time_of(const EventPtr& from, const EventPtr& to) {
+  const Result<double> seconds = device_.seconds_between(from, to);
+  if (!seconds.ok()) return std::nullopt;
+  if (!options_.link) return Timed{seconds.value(), LinkUse::kAlone};
+  return Timed{seconds.value(), options_.link->use_of(device_, direction_, {from, to})};
 }
 
 // Without timed events: wall time, as far as polling shows it: from when the batch could start (enqueued, and the one
-// before it seen to have passed) to when it was seen to have passed. Left out are batches that nobody looked at near
-// their end. In both ways those with traffic the other way for a part of the time.
-void CopyLane::measure_locked(const Batch& batch, Time end, std::optional<double> timed) {
-  if (opposite_busy() != batch.duplex) return;
-  double seconds = 0;
+// before it seen to have passed) to when it was seen to have passed. Left out of the speed are batches that nobody looked
+// at near their end, and those with traffic the other way for a part of the time.
+void CopyLane::measure_locked(const Batch& batch, Time end, const std::optional<Timed>& timed) {
+  const LinkUse seen = batch.duplex ? LinkUse::kDuplex : LinkUse::kAlone;
   if (timed) {
-    seconds = *timed;
-  } else if (!times_) {
+    stats_.busy_s += timed->seconds;
+    if (timed->use) bandwidth_.add(batch.job->bytes_, batch.bytes, timed->seconds, *timed->use);
+  } else if (times_) {
+    const auto speed = bandwidth_.bytes_per_second(batch.job->bytes_, seen);
+    if (speed) stats_.busy_s += static_cast<double>(batch.bytes.count()) / *speed;
+  } else {
     const Time begin = std::max(batch.begin, last_end_);
-    if ((end - batch.last_pending) * 8 > end - begin) return;
-    seconds = std::chrono::duration<double>(end - begin).count();
+    const double seconds = std::chrono::duration<double>(end - begin).count();
+    stats_.busy_s += seconds;
+    if (opposite_busy() != batch.duplex || (end - batch.last_pending) * 8 > end - begin) return;
+    bandwidth_.add(batch.job->bytes_, batch.bytes, seconds, seen);
   }
-  bandwidth_.add(batch.job->bytes_, batch.bytes, seconds, batch.duplex ? LinkUse::kDuplex : LinkUse::kAlone);
 }
 
 }  // namespace ebbtide

@@ -24,6 +24,7 @@
 #include <ebbtide/transfer/clock.h>
 #include <ebbtide/transfer/copy_job.h>
 #include <ebbtide/transfer/device.h>
+#include <ebbtide/transfer/link_load.h>
 
 #include <array>
 #include <atomic>
@@ -38,16 +39,14 @@
 
 namespace ebbtide {
 
-/// What both lanes of a device tell each other: whether the link is busy the other way.
-struct LinkLoad {
-  std::atomic<int64_t> out_bytes{0};
-  std::atomic<int64_t> in_bytes{0};
-};
 
 struct CopyLaneOptions {
   /// Copies enqueued and not seen to have passed, over all jobs. It bounds how long a demand waits behind prefetches. A
   /// single chunk larger than this goes alone.
   Bytes max_in_flight = MiB(64);
+  /// Of these, enqueued in one go with an event behind: when one batch has passed and nobody has looked yet, the link
+  /// goes on with the next. A single chunk larger than this is one all the same.
+  Bytes max_batch = MiB(16);
   /// Shared by the two lanes of a device; null: this lane is alone on its link.
   std::shared_ptr<LinkLoad> link;
   /// What is known of this direction's speed: measured before (measure_link.h), or by another lane.
@@ -58,7 +57,8 @@ struct CopyLaneStats {
   Bytes queued;       ///< submitted, not enqueued
   Bytes in_flight;    ///< enqueued, not seen to have passed
   Bytes copied;       ///< passed, over the lane's life
-  double busy_s = 0;  ///< with copies in flight, as far as polling shows it
+  /// While copies ran: where the device times events by these, else as far as polling shows it.
+  double busy_s = 0;
   int64_t jobs = 0;
   int64_t demands = 0;  ///< jobs that were not wholly enqueued when someone needed them
   int64_t cancelled = 0;
@@ -149,7 +149,12 @@ class CopyLane {
   void count_in_flight_locked(int64_t bytes);
   bool opposite_busy() const noexcept;
   bool wants_timing_locked(const CopyJob& job) noexcept;
-  void measure_locked(const Batch& batch, Time end, std::optional<double> timed);
+  struct Timed {
+    double seconds = 0;
+    std::optional<LinkUse> use;  ///< none: partly this, partly that
+  };
+  std::optional<Timed> time_of(const EventPtr& from, const EventPtr& to);
+  void measure_locked(const Batch& batch, Time end, const std::optional<Timed>& timed);
 
   Device& device_;
   const Clock& clock_;

@@ -38,6 +38,20 @@ TEST(Bandwidth, APartOfATransferCountsForTheSizeOfTheWhole) {
   EXPECT_DOUBLE_EQ(*bandwidth.bytes_per_second(KiB(64), LinkUse::kAlone), 64 << 10);
 }
 
+TEST(Bandwidth, OfLargeTransfersAllSizesTogetherByTheirBytes) {
+  Bandwidth bandwidth;
+  bandwidth.add(KiB(512), 1, LinkUse::kAlone);
+  EXPECT_FALSE(bandwidth.large(LinkUse::kAlone)) << "too small to tell";
+  bandwidth.add(MiB(1), 1, LinkUse::kAlone);
+  EXPECT_DOUBLE_EQ(*bandwidth.large(LinkUse::kAlone), 1 << 20);
+  for (int i = 0; i < 8; ++i) {
+    bandwidth.add(MiB(684), 10, LinkUse::kAlone);  // what moves most of the bytes
+    bandwidth.add(MiB(1), 1, LinkUse::kAlone);
+  }
+  EXPECT_NEAR(*bandwidth.large(LinkUse::kAlone), 68.4 * (1 << 20), 22e6) << "one of little says little";
+  EXPECT_FALSE(bandwidth.large(LinkUse::kDuplex));
+}
+
 TEST(Bandwidth, FallsBackToTheNearestClassThenToTheOtherUse) {
   Bandwidth bandwidth;
   bandwidth.add(KiB(64), 1, LinkUse::kDuplex);

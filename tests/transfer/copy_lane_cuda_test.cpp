@@ -122,6 +122,23 @@ TEST_F(CopyLaneOnCuda, TimedEventsMeasureWhatJobsOfThatSizeGet) {
   EXPECT_DOUBLE_EQ(*lane_.bandwidth().bytes_per_second(Bytes(kChunk), LinkUse::kAlone), kChunk / 1e-3);
 }
 
+TEST_F(CopyLaneOnCuda, ALargeJobIsEnqueuedBatchByBatch) {
+  CopyLane lane(rig_.device(), clock_, Direction::kIn,
+                {.max_in_flight = Bytes(4 * kChunk), .max_batch = Bytes(2 * kChunk)});
+  const auto host = rig_.host(7 * kChunk), device = rig_.allocate(7 * kChunk, compute_);
+  CopyRequest request;
+  for (size_t at = 0; at < 7 * kChunk; at += kChunk)
+    request.chunks.push_back({device.get() + at, host.get() + at, kChunk});
+  const int before = rig_.api().calls("event_record");
+  lane.submit(std::move(request));
+  EXPECT_EQ(lane.stats().in_flight, Bytes(4 * kChunk)) << "as much as may be";
+  EXPECT_EQ(rig_.api().calls("event_record") - before, 2 + 1) << "one a batch, and one before the first, which is timed";
+  while (!lane.idle()) {
+    rig_.finish();
+    lane.pump();
+  }
+}
+
 TEST_F(CopyLaneOnCuda, OneBatchInEightIsTimed) {
   for (int i = 0; i < 32; ++i) {
     submit("job", 1);
