@@ -170,7 +170,8 @@ std::optional<Planner::Task> StoreCore::learn_locked(Pass& pass) {
     constexpr size_t kMostUnlearned = 4;  // a host that is further ahead of its device learns of the later ones
     if (unlearned_.size() == kMostUnlearned) unlearned_.pop_front();
     const bool watched = !pass.course_ || pass.learns_;
-    unlearned_.push_back({pass.stats_.number, watched ? pass.log_ : pass.log_.kind_alone(), pass.times_,
+    const double host_seconds = std::exchange(pass.stats_.seconds, 0);  // known when the device is through
+    unlearned_.push_back({pass.stats_.number, host_seconds, watched ? pass.log_ : pass.log_.kind_alone(), pass.times_,
                           followed ? pass.course_ : nullptr, crowded});
     return std::nullopt;
   }

@@ -88,12 +88,14 @@ std::string plan_text(const Stats& stats, const std::vector<PlannedRecord>& plan
   for (const PlannedRecord& record : plan) treated[record.action + ": " + record.why].add(record.bytes);
   std::string text = text_line("%-50s %10s %12s", "planned, of a pass", "tensors", "bytes");
   for (const auto& [how, count] : by_bytes(treated)) text += count_line(("  " + how).c_str(), count);
-  const double off = stats.measured_step_s / stats.predicted_step_s - 1;
+  std::string took = "is under way";
+  if (stats.measured_step_s > 0) {
+    const double off = stats.measured_step_s / stats.predicted_step_s - 1;
+    took = text_of("took %.3f s (%+.1f%%)", stats.measured_step_s, 100 * off);
+  }
   return text +
-         text_line(
-             "a pass was predicted to take %.3f s and took %.3f s (%+.1f%%); by its account no plan takes less "
-             "than %.3f s",
-             stats.predicted_step_s, stats.measured_step_s, 100 * off, stats.lower_bound_step_s) +
+         text_line("a pass was predicted to take %.3f s and %s; by its account no plan takes less than %.3f s",
+                   stats.predicted_step_s, took.c_str(), stats.lower_bound_step_s) +
          text_line("and to hold %s at most, and held %s", to_string(stats.predicted_peak_bytes).c_str(),
                    to_string(stats.measured_peak_bytes).c_str());
 }

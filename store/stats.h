@@ -144,7 +144,7 @@ struct Stats {
   // Of the last pass, in seconds: a step, here, is from its first pack to the end of its first backward. 0: it had none,
   // or followed no plan.
   double predicted_step_s = 0;    ///< by the plan that it followed
-  double measured_step_s = 0;     ///< with or without a plan
+  double measured_step_s = 0;     ///< with or without a plan; on an accelerator 0 until that is through with it
   double lower_bound_step_s = 0;  ///< by the plan's account no way to treat what it saved takes less
   // The most of device.bytes from its first pack to its end, each device's, summed. 0 as above.
   Bytes predicted_peak_bytes;
@@ -156,7 +156,8 @@ struct PassStats {
   int64_t number = 0;  ///< 1 for the store's first
   Count saved, kept, offloaded, spilled, recomputed;
   double stall_s = 0;
-  double seconds = 0;  ///< from its first pack to the end of its first backward; 0 where it had none
+  /// From its first pack to the end of its first backward; 0 where it had none, and until the accelerator is through.
+  double seconds = 0;
   Bytes device_peak;   ///< the most that counted in budgets meanwhile, other passes' too; each device's, summed
 };
 

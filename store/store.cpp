@@ -28,12 +28,15 @@ void Store::close() {
   core_->close();
 }
 Stats Store::stats() const {
+  core_->learn_of_devices();
   return core_->stats();
 }
 PassStats Store::last_pass() const {
+  core_->learn_of_devices();
   return core_->last_pass();
 }
 std::string Store::report() const {
+  core_->learn_of_devices();
   return core_->report();
 }
 std::vector<PlannedRecord> Store::plan() const {

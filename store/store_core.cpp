@@ -173,7 +173,8 @@ void StoreCore::note_passed_through(const char* reason, Bytes footprint) {
 bool StoreCore::task_began(Record& record, int task) {
   Pass& pass = record.pass();
   if (pass.latest_task_.load(std::memory_order_relaxed) == task) return false;
-  std::lock_guard lock(mutex_);
+  Work work(*this);
+  std::unique_lock lock(mutex_);
   pass.latest_task_.store(task, std::memory_order_relaxed);
   if (!pass.tasks_.insert(task).second) return false;
   pass.in_backward_ = true;
@@ -184,6 +185,15 @@ bool StoreCore::task_began(Record& record, int task) {
     pass.on(tier.index).next = pass.sequence_.size();
     pass.on(tier.index).turn = 0;
   }
+  // What was in other hands to the end of the forward (autocast's cache of cast weights) may go now.
+  for (DeviceTier& tier : tiers_) {
+    if (pass.on(tier.index).saved == Bytes(0)) continue;
+    look_again_locked(tier, kAll, Look::kForDroppable);
+    drop_redoable_locked(tier, tier.budget, work);
+    drop_clean_locked(tier, tier.budget, work);
+  }
+  lock.unlock();
+  work.run();
   return true;
 }
 
@@ -223,12 +233,7 @@ void StoreCore::scope_ended(const std::shared_ptr<Pass>& pass) {
       trace_->end(Trace::Flow::kForward, static_cast<uint64_t>(pass->stats_.number), std::chrono::steady_clock::now());
     if (pass->live_ == 0) end_pass_locked(*pass);
     // Once round the whole list: with the scope, its local variables are gone.
-    for (DeviceTier& tier : tiers_) {
-      int64_t elsewhere = 0;
-      const auto& list = tier.list(DeviceTier::Place::kElsewhere);
-      for (const Resident* r = list.front(); r != nullptr; r = list.next(*r)) ++elsewhere;
-      look_again_locked(tier, elsewhere);
-    }
+    for (DeviceTier& tier : tiers_) look_again_locked(tier, kAll);
   }
   for (DeviceTier* tier : all_tiers()) settle(pass.get(), *tier, Until::kAllIsGoneThatLeavesAtOnce);
 }

@@ -26,6 +26,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -182,6 +183,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   /// The NUMA node that CPU tensors come back to; any: that of the thread that asks.
   NumaNode host_node() const noexcept { return options_.numa.value_or(kAnyNode); }
   Bytes trim();
+  /// Takes in what accelerators have got through, and may plan. Never waits for them.
+  void learn_of_devices() noexcept;
   Stats stats() const;
   PassStats last_pass() const;
   std::string report() const;
@@ -239,6 +242,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void settle(Pass* pass, DeviceTier& tier, Until until = Until::kWithinBudget);
   Bytes dirty_limit_locked(const DeviceTier& tier, const Pass* pass) const noexcept;
   enum class Look { kForAll, kForDroppable };
+  static constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
   void look_again_locked(DeviceTier& tier, int64_t at_most, Look look = Look::kForAll);
   void begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work);
   void leave_locked(Resident& resident, Work& work);
@@ -274,7 +278,6 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   enum class Redo { kBegins, kEnded };
   static void mark_redo(const Record& record, StreamId stream, Redo redo);
   void mark_end(Pass& pass, int task, std::optional<StreamId> stream) noexcept;
-  void learn_of_devices() noexcept;
   void learn_locked(const DeviceTimes::Known& known, std::optional<Planner::Task>& to_plan);
 
   // peaks.cpp: budgets that follow what the whole process takes.
@@ -459,6 +462,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Planner planner_;
   struct Unlearned {
     int64_t number = 0;
+    double host_seconds = 0;  // what its caller took
     PassLog log;
     std::shared_ptr<DeviceTimes> times;
     std::shared_ptr<const Course> followed;

@@ -7,12 +7,18 @@
 
 namespace ebbtide {
 
-/// As printf, with a line feed behind; 511 characters at most.
+/// As printf; 511 characters at most.
 template <class... Arguments>
-std::string text_line(const char* format, Arguments... arguments) {
+std::string text_of(const char* format, Arguments... arguments) {
   std::array<char, 512> text{};
   std::snprintf(text.data(), text.size(), format, arguments...);
-  return std::string(text.data()) + "\n";
+  return text.data();
+}
+
+/// The same, with a line feed behind.
+template <class... Arguments>
+std::string text_line(const char* format, Arguments... arguments) {
+  return text_of(format, arguments...) + "\n";
 }
 
 }  // namespace ebbtide

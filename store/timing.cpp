@@ -74,10 +74,12 @@ void StoreCore::learn_of_devices() noexcept {
       {
         std::lock_guard lock(mutex_);
         if (unlearned_.empty() || unlearned_.front().times != times) return;  // another thread has looked
-        if (answer.state == DeviceTimes::State::kKnown)
+        if (answer.state == DeviceTimes::State::kKnown) {
           learn_locked(answer.known, to_plan);
-        else
+        } else {
+          if (last_pass_.number == unlearned_.front().number) last_pass_.seconds = unlearned_.front().host_seconds;
           planner_.passed_unseen();
+        }
         unlearned_.pop_front();
       }
       if (to_plan) adopt(*to_plan);
