@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/generated/Functions.h>
 
 #include <algorithm>
 #include <memory>
@@ -15,6 +16,7 @@
 namespace ebbtide {
 namespace {
 
+namespace gen = torch::autograd::generated;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 
@@ -78,6 +80,7 @@ class RecipeSearch::Level final : public Ingredients {
     Operand operand;
     switch (peek(variable, operand)) {
       case Found::kYes:
+        if (auto weight = cast_of_a_parameter(operand, edge)) operand = std::move(*weight);
         return take(std::move(operand));
       case Found::kNowhere:
         return input(edge);
@@ -191,6 +194,29 @@ class RecipeSearch::Level final : public Ingredients {
     operand.version = tensor.unsafeGetTensorImpl()->version_counter();
     operand.saved_version = operand.version.current_version();
     return true;
+  }
+
+  /// A weight that autocast has cast is saved, but held by autocast's cache as well until the forward ends: what rested
+  /// on it would stay as long. Its bytes are what the cast makes of the parameter, if nobody has written to them.
+  std::optional<Operand> cast_of_a_parameter(const Operand& saved, size_t edge) {
+    if (!row_.costly || !saved.record || saved.saved_version != 0 || edge >= node_.num_outputs()) return std::nullopt;
+    Node* cast = node_.next_edge(edge).function.get();
+    std::vector<int64_t> strides = saved.view.strides().vec();
+    const bool transposed = dynamic_cast<const gen::TBackward0*>(cast) != nullptr;  // as a linear layer reads it
+    if (transposed) {
+      cast = cast->next_edge(0).function.get();
+      std::ranges::reverse(strides);
+    }
+    if (dynamic_cast<const gen::ToCopyBackward0*>(cast) == nullptr || depth_ + 1 >= kDeepest) return std::nullopt;
+    const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(cast->next_edge(0).function.get());
+    if (leaf == nullptr || !search_.book_.may_read(leaf->variable)) return std::nullopt;
+    std::optional<Step> step = search_.step(*cast, strides, depth_ + 1, false);
+    if (!step) return std::nullopt;
+    if (transposed) step->redo = [make = std::move(step->redo)](std::span<const at::Tensor> v) { return make(v).t(); };
+    step->result = ResultId::of(*node_.next_edge(edge).function, 0);
+    Operand operand;
+    operand.step = std::make_shared<const Step>(std::move(*step));
+    return operand;
   }
 
   std::optional<Operand> follow(size_t index) {

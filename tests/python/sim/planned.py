@@ -68,3 +68,33 @@ def test_matmuls_are_weighed_where_their_weights_are_known(attached):
     with sim.accelerators(seed=7):
         # Of each block what GELU made, and what the layer before it did.
         assert priced(attached) == (2 if attached else 1) * small_gpt.BLOCKS
+
+
+def test_autocasts_cache_of_weights_does_not_keep_what_is_made_of_them():
+    """It holds the cast weights until the forward is over, and a layer's result that is to be made again must not wait for that."""
+
+    def trained(store=None):
+        torch.manual_seed(1)
+        model = small_gpt.GPT().to(sim.DEVICE)
+        if store:
+            store._store.use_costly_recipes(True)
+            store.attach(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=False)
+        seen = []
+        for tokens, targets in small_gpt.batches(STEPS):
+            with torch.autocast(sim.DEVICE, dtype=torch.bfloat16):
+                loss = model(tokens.to(sim.DEVICE), targets.to(sim.DEVICE))
+            loss.backward()
+            seen += [loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters())]
+            optimizer.step()
+            optimizer.zero_grad()
+        return seen
+
+    with sim.accelerators(seed=8):
+        reference = trained()
+    with sim.accelerators(seed=9):
+        store = sim.store(device_budget="0%", host_budget="64MiB", min_bytes=MIN_BYTES)
+        assert_same_bits(trained(store), reference)
+        redone = store.stats()["recomputed_ops"]
+        assert redone["addmm"]["tensors"] >= 2 * small_gpt.BLOCKS, redone
+        store.close()
