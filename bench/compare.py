@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -174,8 +175,13 @@ def table(model: dict) -> Table:
     return result
 
 
+def to_json(outcomes: list[Outcome]) -> dict:
+    result = machine.provenance() | {"peers": peers.versions(), "models": [comparison.to_json(outcome) for outcome in outcomes]}
+    return result | {"rows": [asdict(row) for outcome in outcomes for row in comparison.rows(outcome)]}
+
+
 def write(arguments, result: dict, outcomes: list[Outcome]) -> None:
-    """The JSON, the table and the pictures, beside each other."""
+    """The JSON, the table and the pictures, beside each other; after each model, since the next may take long."""
     import compare_plot
 
     path = Path(arguments.json)
@@ -193,29 +199,30 @@ def main() -> int:
     if arguments.peers:
         peers.install()
     outcomes = []
-    try:
-        for name in arguments.models:
-            outcomes.append(compete(arguments, name))
-        if arguments.cpu_reach:
-            outcomes.append(compete_in_little(arguments))
-    except Died as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
-    result = machine.provenance() | {"peers": peers.versions(), "models": [comparison.to_json(outcome) for outcome in outcomes]}
-    rows = [row for outcome in outcomes for row in comparison.rows(outcome)]
-    result["rows"] = [asdict(row) for row in rows]
+    competitions = [partial(compete, arguments, name) for name in arguments.models]
+    if arguments.cpu_reach:
+        competitions.append(partial(compete_in_little, arguments))
+    for competition in competitions:
+        try:
+            outcomes.append(competition())
+        except Died as error:
+            print(f"compare: {error}", file=sys.stderr)
+            return 1
+        result = to_json(outcomes)
+        if arguments.json:
+            write(arguments, result, outcomes)
     if arguments.largest:
         import largest
 
         result["largest"] = largest.find(arguments, outcomes[0])
+        if arguments.json:
+            write(arguments, result, outcomes)
     console = Console(width=None if sys.stdout.isatty() else 170)
     for model in result["models"]:
         console.print(table(model))
     for name, batch in result.get("largest", {}).get("batches", {}).items():
         console.print(f"largest batch of {name} in {cli.format_bytes(arguments.memory)}: {batch}")
-    if arguments.json:
-        write(arguments, result, outcomes)
-    return 1 if any(row.name.endswith("bitwise_equal") and row.met is False for row in rows) else 0
+    return 1 if any(row["name"].endswith("bitwise_equal") and row["met"] is False for row in result["rows"]) else 0
 
 
 if __name__ == "__main__":
