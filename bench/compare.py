@@ -191,7 +191,7 @@ def write(arguments, result: dict, outcomes: list[Outcome]) -> None:
     for model, outcome in zip(result["models"], outcomes, strict=True):
         compare_plot.draw(path.with_name(f"{path.stem}-{model['model']}.png"), model)
         if outcome.trace and outcome is outcomes[0]:
-            compare_plot.draw_step(path.with_name(f"{path.stem}-step.png"), outcome.trace, comparison.title(model))
+            compare_plot.draw_step(path.with_name(f"{path.stem}-step.png"), outcome.trace, model)
 
 
 def main() -> int:

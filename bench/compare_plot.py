@@ -50,11 +50,12 @@ def draw(path: Path, model: dict) -> None:
         if family == "Ebbtide":
             for x, y, contender in points:
                 share = contender["label"].removeprefix("Ebbtide ")
-                axes.annotate(share, (x, y), textcoords="offset points", xytext=(0, -15), ha="center", color=colour, fontsize=8)
+                axes.annotate(share, (x, y), textcoords="offset points", xytext=(7, -12), ha="left", color=colour, fontsize=8)
     axes.axhline(plain["tokens_per_s"], color="#c8c8c8", linewidth=0.8, zorder=1)
     axes.set(title=title(model), ylabel=f"{model['counted']} a second")
     axes.set_xlabel("peak of the device's memory, GiB" if model["device"] == "cuda" else "what the process grew by at its peak, GiB")
-    axes.set_xlim(0, axes.get_xlim()[1])
+    least, most = axes.get_xlim()
+    axes.set_xlim(least if least > most / 2 else 0, most + (most - least) / 12)  # a GPU's weights would leave the curves no room
     axes.set_ylim(0.8 * min(c["tokens_per_s"] for c in measured), 1.05 * max(c["tokens_per_s"] for c in measured))
     over = axes.secondary_yaxis("right", functions=(lambda y: 100 * y / plain["tokens_per_s"], lambda y: y * plain["tokens_per_s"] / 100))
     over.set_ylabel("% of plain's")
@@ -64,8 +65,10 @@ def draw(path: Path, model: dict) -> None:
     pyplot.close(figure)
 
 
-def draw_step(path: Path, trace: dict, title: str) -> None:
+def draw_step(path: Path, trace: dict, model: dict) -> None:
     """The time line of one step: what the callers' threads and the transfers did, and the bytes in each tier."""
+    from comparison import title
+
     events = trace["traceEvents"]
     lanes = {name: [] for name in ("forward", "backward", "run again", "waiting")}
     begun, counters = {}, []
@@ -88,13 +91,14 @@ def draw_step(path: Path, trace: dict, title: str) -> None:
         tracks.broken_barh(spans, (len(lanes) - place - 0.9, 0.8), color=colours.get(name, EBBTIDE), linewidth=0)
     tracks.set_yticks([len(lanes) - place - 0.5 for place in range(len(lanes))], list(lanes))
     tracks.tick_params(axis="y", length=0)
-    tracks.set(title=f"One step with Ebbtide; {title}", ylim=(0, len(lanes)))
+    tracks.set(title=f"One step with Ebbtide; {title(model)}", ylim=(0, len(lanes)))
     for tier, colour, style in (("device", EBBTIDE, "-"), ("host", "#56b4e9", "-"), ("spill", "#0b2f52", "--")):
         held = [sample.get(tier, 0) / MIB for _, sample in counters]
         if any(held):
             word = {"device": "in memory, where computed", "host": "in host memory", "spill": "on disk"}[tier]
             sizes.plot([when for when, _ in counters], held, drawstyle="steps-post", color=colour, linestyle=style, linewidth=1.2, label=word)
-    sizes.set(xlabel="seconds since the step began", ylabel="MiB of activations", xlim=(0, None), ylim=(0, None))
+    clock = ", as the program asks for it: the GPU comes later" if model["device"] == "cuda" else ""
+    sizes.set(xlabel=f"seconds since the step began{clock}", ylabel="MiB of activations", xlim=(0, None), ylim=(0, None))
     if sizes.lines:
         sizes.legend(frameon=False, fontsize=9)
     for axes in (tracks, sizes):

@@ -7,7 +7,7 @@
 namespace ebbtide {
 namespace {
 
-constexpr Bytes kAlwaysTimed = MiB(1);
+constexpr Bytes kAlwaysTimed = MiB(4);  // two events more are nothing to what these take
 
 size_t total_bytes(const CopyChunks& chunks, size_t first) {
   size_t bytes = 0;
