@@ -27,10 +27,8 @@ void LinkLoad::enqueued(Direction direction, TimedCopies copies) {
 }
 
 std::optional<LinkUse> LinkLoad::use_of(Device& device, Direction direction, const TimedCopies& copies) {
-  // None: one of the two has not passed.
+  // None: the device has not come so far.
   const auto between = [&](const EventPtr& from, const EventPtr& to) -> std::optional<double> {
-    const Result<bool> passed_from = device.passed(from), passed_to = device.passed(to);
-    if (!passed_from.ok() || !passed_to.ok() || !passed_from.value() || !passed_to.value()) return std::nullopt;
     const Result<double> seconds = device.seconds_between(from, to);
     return seconds.ok() ? std::optional(seconds.value()) : std::nullopt;
   };
