@@ -8,7 +8,7 @@ from competition import Outcome, Result
 from row import Row
 from subjects import SUBJECTS
 
-NOT_MEASURED = "not yet measured"
+NOT_MEASURED = "not measured here, where there is none"
 # (device, model, contender) -> most of plain's time that the project allows itself.
 GOALS = {
     ("cpu", "gpt", "ebbtide_10"): 1.05,
