@@ -55,7 +55,7 @@ def draw(path: Path, model: dict) -> None:
     axes.set(title=title(model), ylabel=f"{model['counted']} a second")
     axes.set_xlabel("peak of the device's memory, GiB" if model["device"] == "cuda" else "what the process grew by at its peak, GiB")
     least, most = axes.get_xlim()
-    axes.set_xlim(least if least > most / 2 else 0, most + (most - least) / 12)  # a GPU's weights would leave the curves no room
+    axes.set_xlim(least if least > most / 2 else 0, most + (most - least) / 12)  # what all need would leave the curves no room
     axes.set_ylim(0.8 * min(c["tokens_per_s"] for c in measured), 1.05 * max(c["tokens_per_s"] for c in measured))
     over = axes.secondary_yaxis("right", functions=(lambda y: 100 * y / plain["tokens_per_s"], lambda y: y * plain["tokens_per_s"] / 100))
     over.set_ylabel("% of plain's")

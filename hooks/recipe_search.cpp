@@ -210,6 +210,8 @@ class RecipeSearch::Level final : public Ingredients {
     if (dynamic_cast<const gen::ToCopyBackward0*>(cast) == nullptr || depth_ + 1 >= kDeepest) return std::nullopt;
     const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(cast->next_edge(0).function.get());
     if (leaf == nullptr || !search_.book_.may_read(leaf->variable)) return std::nullopt;
+    // Autocast goes on with a cast that it has, though the parameter was written to since.
+    if (!search_.book_.unchanged_since(*cast, leaf->variable)) return std::nullopt;
     std::optional<Step> step = search_.step(*cast, strides, depth_ + 1, false);
     if (!step) return std::nullopt;
     if (transposed) step->redo = [make = std::move(step->redo)](std::span<const at::Tensor> v) { return make(v).t(); };
