@@ -20,6 +20,7 @@ from row import Row
 
 SHARES = (0.05, 0.10, 0.20, 0.30, 0.50)
 PREDICTED_WITHIN = 0.05
+PEAK_PREDICTED_WITHIN = 0.01
 DEMO_SHARE, DEMO_SLOWEST = 0.10, 1.05
 FIRST_PLANNED = 2  # steps before this one are watched, and followed no plan
 WATCHED = slice(1, 4)  # the steps whose medians the plans rest on
@@ -113,6 +114,8 @@ def rows(options: list[str]) -> Iterator[Row]:
         yield Row.at_most("policy", f"{name}.predicted_off", off, "", PREDICTED_WITHIN)
         beside = statistics.median(abs(p["predicted_s"] * d / p["measured_s"] - 1) for p, d in zip(passes, drifts, strict=True))
         yield Row("policy", f"{name}.predicted_off_beside_plain", beside)
+        peak_off = statistics.median(abs(p["predicted_peak_bytes"] / p["measured_peak_bytes"] - 1) for p in passes)
+        yield Row.at_most("policy", f"{name}.predicted_peak_off", peak_off, "", PEAK_PREDICTED_WITHIN)
         yield Row("policy", f"{name}.bound_over_measured", statistics.median(p["lower_bound_s"] / p["measured_s"] for p in passes))
         yield Row("policy", f"{name}.peak", max(p["peak_bytes"] for p in passes), "B", f"budget {cli.format_bytes(int(saved * share))} and one tensor")
         for what in ("spilled", "recomputed"):

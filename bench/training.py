@@ -114,7 +114,9 @@ class Training:
             return {}
         stats = self.way.store.stats()
         return {name: stats[f"{name.removesuffix('_s')}_step_s"] for name in ("predicted_s", "measured_s", "lower_bound_s")} | {
-            "peak_bytes": stats["device"]["peak_bytes"]
+            "peak_bytes": stats["device"]["peak_bytes"],
+            "predicted_peak_bytes": stats["predicted_peak_bytes"],
+            "measured_peak_bytes": stats["measured_peak_bytes"],
         }
 
 
