@@ -32,8 +32,10 @@ class ClockedDevice final : public Device {
   static constexpr StreamId kCompute{1};
 
   /// The compute stream is busy for so long. The host goes on at once.
-  void compute(double seconds) { now_[kCompute] += seconds; }
-  double compute_now() { return now_[kCompute]; }
+  void compute(double seconds) { occupy(kCompute, seconds); }
+  void occupy(StreamId stream, double seconds) { begin(stream) += seconds; }
+  double compute_now() { return now(kCompute); }
+  double now(StreamId stream) { return now_[stream]; }
   /// The host does something else, or waits for the device.
   void host_spends(double seconds) { host_now_ += seconds; }
   void host_waits() { host_now_ = std::max(host_now_, now_[kCompute]); }
@@ -49,7 +51,7 @@ class ClockedDevice final : public Device {
   Result<EventPtr> record(StreamId stream) override { return event(stream, /*timed=*/false); }
   Result<EventPtr> record_timed(StreamId stream) override { return event(stream, /*timed=*/true); }
   Status wait(StreamId stream, const EventPtr& event) override {
-    now_[stream] = std::max(now_[stream], time_of(event));
+    begin(stream) = std::max(begin(stream), time_of(event));
     return success();
   }
   Result<bool> passed(const EventPtr& event) override { return time_of(event) <= host_now_; }
@@ -63,7 +65,7 @@ class ClockedDevice final : public Device {
   Status copy(void* to, const void* from, size_t bytes, Direction direction, StreamId stream) override {
     std::memcpy(to, from, bytes);
     const double speed = direction == Direction::kOut ? speeds_.out : speeds_.in;
-    now_[stream] += speeds_.latency_s + static_cast<double>(bytes) / speed;
+    occupy(stream, speeds_.latency_s + static_cast<double>(bytes) / speed);
     return success();
   }
   Status copy_rows(void*, const void*, const CopyRows&, Direction, StreamId) override {
@@ -84,7 +86,9 @@ class ClockedDevice final : public Device {
     double time;
     bool timed;
   };
-  EventPtr event(StreamId stream, bool timed) { return std::make_shared<At>(now_[stream], timed); }
+  EventPtr event(StreamId stream, bool timed) { return std::make_shared<At>(begin(stream), timed); }
+  /// When what is asked for now begins: a stream that was idle has come as far as the host.
+  double& begin(StreamId stream) { return now_[stream] = std::max(now_[stream], host_now_); }
   static double time_of(const EventPtr& event) { return static_cast<const At&>(*event).time; }
 
   const Speeds speeds_;
