@@ -199,7 +199,7 @@ void StoreCore::part_locked(Record& record, const Resident& resident, Work& work
 /// Whoever gets the memory next works on the same stream: with this wait, after the copy.
 void StoreCore::part(const Part& order) {
   {
-    const MarkedWait marked(order.times.get(), order.stream);
+    const MarkedWait marked(order.times.get(), *order.link.device, order.stream);
     if (order.link.device->wait(order.stream, order.job->event()).ok()) return;
   }
   std::lock_guard lock(mutex_);

@@ -19,15 +19,17 @@ constexpr std::chrono::seconds kLinger{1};
 }  // namespace
 
 DeviceLink::DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from,
-                       const LinkBandwidth& bandwidth)
+                       const LinkBandwidth& bandwidth, const Clock* host_clock)
     : device(std::move(on)),
       allocator(std::move(from)),
       out(*device, clock_, Direction::kOut, {.link = load_, .bandwidth = bandwidth.out}),
-      in(*device, clock_, Direction::kIn, {.link = load_, .bandwidth = bandwidth.in}) {}
+      in(*device, clock_, Direction::kIn, {.link = load_, .bandwidth = bandwidth.in}),
+      clock(std::make_shared<DeviceClock>(device, host_clock != nullptr ? *host_clock : clock_)) {}
 
 void DeviceLink::pump() {
   out.pump();
   in.pump();
+  clock->pump();
 }
 
 bool DeviceLink::idle() const {

@@ -4,6 +4,7 @@
 #include <ebbtide/transfer/copy_lane.h>
 #include <ebbtide/transfer/device.h>
 #include <ebbtide/transfer/device_allocator.h>
+#include <ebbtide/transfer/device_clock.h>
 
 #include <condition_variable>
 #include <memory>
@@ -18,7 +19,9 @@ class StoreCore;
 /// died. Threads: any.
 class DeviceLink {
  public:
-  DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from, const LinkBandwidth& bandwidth = {});
+  /// `host_clock`: null for the system's; else it outlives the link.
+  DeviceLink(std::shared_ptr<Device> on, std::shared_ptr<DeviceAllocator> from, const LinkBandwidth& bandwidth = {},
+             const Clock* host_clock = nullptr);
 
   const std::shared_ptr<Device> device;
   const std::shared_ptr<DeviceAllocator> allocator;
@@ -30,6 +33,8 @@ class DeviceLink {
  public:
   CopyLane out;
   CopyLane in;
+  /// Read by pump(), and by nobody once the link is gone.
+  const std::shared_ptr<DeviceClock> clock;
 
   /// REQUIRES: the core's lock is not held (as for all calls into a lane that may end a job).
   void pump();

@@ -44,8 +44,8 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         }
         Unpacked unpacked{resident.storage, nullptr, resident.origin, resident.stream != stream};
         unpacked.waited_s = waited_s;
-        prefetch_locked(*record.pass_, tier, stream, work);
-        begin_copies_in_locked(tier, stream, work);
+        prefetch_locked(*record.pass_, tier, {stream, record}, work);
+        begin_copies_in_locked(tier, {stream, record}, work);
         unpacked.burst = tier.note_peak() && tier.handed_over() > tier.budget;
         if (trace_) trace_call_locked("unpack", began, traced(record));
         lock.unlock();
@@ -94,7 +94,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
           if (!take(lock, record, stream)) std::this_thread::yield();  // the device has no event to give: ask again
           continue;
         }
-        begin_copies_in_locked(tier, stream, work);
+        begin_copies_in_locked(tier, {stream, record}, work);
         if (record.transfer_) work.orders().demanded.push_back(*record.transfer_);
         lock.unlock();
         work.run();
@@ -107,7 +107,7 @@ StoreCore::Unpacked StoreCore::unpack_from_device(Record& record, StreamId strea
         continue;
       case RecordState::kRedone: {
         Unpacked unpacked{.recipe = recipe_for_unpack_locked(record, stream, work)};
-        begin_copies_in_locked(tier, stream, work);
+        begin_copies_in_locked(tier, {stream, record}, work);
         lock.unlock();
         work.run();
         mark_redo(record, stream, Redo::kBegins);
@@ -136,7 +136,7 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
   if (!here.ok()) return false;  // lost or superseded: the record's state will say
   Status waiting = success();
   {
-    const MarkedWait marked(record.pass_->marked_.load(std::memory_order_acquire), stream);
+    const MarkedWait marked(record.pass_->marked_.load(std::memory_order_acquire), *link.device, stream);
     waiting = link.device->wait(stream, here.value());
   }
   if (!waiting.ok()) {
@@ -167,7 +167,7 @@ void StoreCore::back_to_lower_locked(Record& record, Work& work) {
 }
 
 /// For all that has come up from disk since: here is a caller, and so a stream to allocate on.
-void StoreCore::begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work) {
+void StoreCore::begin_copies_in_locked(DeviceTier& tier, const Caller& caller, Work& work) {
   const auto& returning = tier.list(DeviceTier::Place::kReturning);
   for (Resident* resident = returning.front(); resident != nullptr; resident = returning.next(*resident)) {
     Record& record = *resident->records.front();
@@ -175,7 +175,7 @@ void StoreCore::begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& 
     auto alive = record.weak_from_this().lock();
     if (!alive) continue;
     record.lower_.copying_in = true;
-    work.orders().copies_in.push_back({std::move(alive), stream});
+    work.orders().copies_in.push_back({std::move(alive), caller.stream_of(record), caller.stream});
   }
 }
 
@@ -198,15 +198,20 @@ void StoreCore::copy_in(const CopyIn& order) {
     before = record.begin_ - record.resident_->origin;
     rows = record.rows_;
   }
+  StreamId stream = order.stream;
+  if (stream != order.callers) {  // what its user does is not known here
+    const Result<bool> capturing = link.device->capturing(stream);
+    if (!capturing.ok() || capturing.value()) stream = order.callers;
+  }
   const NvtxRange range(NvtxRange::Of::kReturn, memory->bytes());
   if (fingerprint && memory->fingerprint() != *fingerprint)
     return copy_in_refused(record, {FailureCode::kCorrupt, 0,
                                     "a saved tensor of " + to_string(record.bytes()) +
                                         " lies in host memory with other bytes than it left with (verify)"});
-  Result<std::shared_ptr<DeviceStorage>> allocated = link.allocator->allocate(whole, order.stream);
+  Result<std::shared_ptr<DeviceStorage>> allocated = link.allocator->allocate(whole, stream);
   if (!allocated.ok()) return copy_in_refused(record, allocated.failure());
   const std::shared_ptr<DeviceStorage> storage = std::move(allocated).value();
-  Result<EventPtr> after = link.device->record(order.stream);  // what its memory was used for before has run by then
+  Result<EventPtr> after = link.device->record(stream);  // what its memory was used for before has run by then
   if (!after.ok()) return copy_in_refused(record, after.failure());
   if (out && !out->finished()) {  // the host memory is still being filled
     if (Status filled = link.device->wait(link.in.stream(), out->event()); !filled.ok())
@@ -218,7 +223,7 @@ void StoreCore::copy_in(const CopyIn& order) {
     record.lower_.copying_in = record.state_ == RecordState::kReturning;
     if (!record.lower_.copying_in) return;
     record.resident_->storage = storage;
-    record.resident_->stream = order.stream;
+    record.resident_->stream = stream;
     record.lower_.returning = passage;
     if (trace_) trace_begin_locked(Trace::Flow::kCopyIn, record);
     if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed

@@ -1,10 +1,12 @@
-// When the steps of a pass ran on an accelerator: its caller's clock knows only when they were asked for.
+// When the steps of a pass ran on accelerators: its caller's clock knows only when they were asked for.
 #pragma once
 
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/transfer/device.h>
+#include <ebbtide/transfer/device_clock.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -16,30 +18,44 @@
 
 namespace ebbtide {
 
-/// Of one pass on one compute stream, by timed events on it. What the stream waited for copies, and what it redid, is
-/// known apart.
+/// Of one pass, by timed events on the streams that it computes on, of one device or several. What these waited for
+/// copies, and what they redid, is known apart. A wait of one of several counts only where it, and no other, has the next
+/// step.
 ///
 /// Threads: all methods from any.
 /// Stream order: nothing is waited for; what is marked is where the stream is.
 class EBBTIDE_API DeviceTimes {
  public:
-  DeviceTimes(std::shared_ptr<Device> device, StreamId stream) noexcept : device_(std::move(device)), stream_(stream) {}
+  struct Place {
+    std::shared_ptr<Device> device;
+    std::shared_ptr<DeviceClock> clock;  ///< of that device; wanted once the pass is on several
+    StreamId stream{};
+  };
+  explicit DeviceTimes(Place first) { places_.push_back(std::move(first)); }
 
-  bool of(const Device& device, StreamId stream) const noexcept {
-    return device_.get() == &device && stream_ == stream;
-  }
+  /// The pass computes there too.
+  void add(Place place);
+  bool of(const Device& device, StreamId stream) const;
 
-  /// Whether each step is to be marked; else the first and the end are.
+  /// Whether each step is to be marked; else the first of each place and the end are.
   bool marks_steps() const noexcept { return marks_steps_.load(std::memory_order_relaxed); }
   void mark_steps(bool mark) noexcept { marks_steps_.store(mark, std::memory_order_relaxed); }
 
-  /// A point on the stream; null, and no times will be known of this pass, where `stream` is another or the device gives
+  /// A point on a stream.
+  struct Point {
+    const Device* device = nullptr;
+    StreamId stream{};
+    EventPtr event;  ///< null: not known
+
+    bool same_stream(const Point& other) const noexcept { return device == other.device && stream == other.stream; }
+  };
+  /// Not known where the pass does not compute there; and, with no times to be known of this pass, where the device gives
   /// none.
-  EventPtr here(StreamId stream) noexcept;
-  /// Step `step` of the pass's log is at `event`, which is null where here() gave none.
-  void step(size_t step, EventPtr event);
-  /// The stream did not compute from `begin` to `end`: it waited.
-  void waited(EventPtr begin, EventPtr end);
+  Point here(const Device& device, StreamId stream) noexcept;
+  /// Step `step` of the pass's log is at that point, whether known or not.
+  void step(size_t step, Point at);
+  /// The stream did not compute from `begin` to `end`: it waited. Of no account where either is not known.
+  void waited(Point begin, const Point& end);
   struct Redo {
     uint32_t record = 0;  ///< of the pass, by index
     const char* op = "";  ///< lives as long as the program
@@ -47,17 +63,17 @@ class EBBTIDE_API DeviceTimes {
     double seconds = 0;   ///< without what it rests on
   };
   /// It made this record again, and between the two whatever that rests on. `seconds` is not known yet.
-  void redo_began(const Redo& redo, EventPtr event);
-  void redo_ended(uint32_t record, EventPtr event);
-  /// The pass is over. Null: it is not known where.
-  void ended(EventPtr event);
+  void redo_began(const Redo& redo, Point at);
+  void redo_ended(uint32_t record, const Point& at);
+  /// The pass is over where its streams are now.
+  void ended() noexcept;
   /// Nothing will be known of this pass.
   void spoil();
 
   struct Known {
     double seconds = 0;                            ///< from the first mark to the end, waits and redos too
     double compute_s = 0;                          ///< without them
-    std::vector<std::pair<size_t, double>> steps;  ///< in seconds of compute
+    std::vector<std::pair<size_t, double>> steps;  ///< in seconds of compute; of each device they rise
     std::vector<Redo> redos;
     bool all_steps = false;  ///< that were told of, were marked
   };
@@ -70,25 +86,31 @@ class EBBTIDE_API DeviceTimes {
   Answer look();
 
  private:
+  struct Step {
+    size_t number = 0;
+    Point at;
+  };
   struct Away {
-    EventPtr begin, end;
+    Point begin;
+    EventPtr end;
     std::optional<Redo> redo;  // none: a wait
   };
   struct Marks {
-    std::vector<std::pair<size_t, EventPtr>> steps;
+    std::vector<Step> steps;
     std::vector<Away> away;
+    std::vector<Point> ends;
     bool gaps = false;  // some step was told of without its event
   };
-  static Result<Known> measure(Device& device, const Marks& marks, const EventPtr& end);
+  class TimeLine;
+  std::optional<Known> measure(const Marks& marks) const;
+  std::vector<Place> places() const;
 
-  const std::shared_ptr<Device> device_;
-  const StreamId stream_;
   std::atomic<bool> marks_steps_{true};
 
-  std::mutex mutex_;  // not held while the device is asked
+  mutable std::mutex mutex_;  // not held while a device is asked
+  std::vector<Place> places_;
   bool spoilt_ = false;
   Marks marks_;
-  EventPtr end_;
 };
 
 }  // namespace ebbtide

@@ -32,6 +32,22 @@ bool StoreCore::host_is_promised_locked(const DeviceTier& tier, Bytes more) cons
   return promised > Bytes(0) && host_bytes_ + more + promised > host_budget_;
 }
 
+/// What a plan may reckon with: what the largest passes leave each device to put elsewhere, which stays the same from step
+/// to step where the steps do.
+Bytes StoreCore::host_for_plans_locked(const DeviceTier& tier) const noexcept {
+  const auto to_put = [](const DeviceTier& each) {
+    return each.link ? std::max(Bytes(0), each.largest_pass_saved - each.budget) : Bytes(0);
+  };
+  Bytes others;
+  for (const DeviceTier& each : tiers_)
+    if (&each != &tier) others += to_put(each);
+  if (!tier.link || others == Bytes(0)) return host_budget_;
+  const Bytes mine = to_put(tier);
+  if (mine + others <= host_budget_) return host_budget_ - others;
+  const double share = static_cast<double>(mine.count()) / static_cast<double>((mine + others).count());
+  return Bytes(static_cast<int64_t>(share * static_cast<double>(host_budget_.count())));
+}
+
 /// REQUIRES: the first backward of the pass has just ended.
 void StoreCore::note_wants_locked(const Pass& pass) noexcept {
   for (DeviceTier& tier : tiers_) {

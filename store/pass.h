@@ -53,12 +53,11 @@ class Pass {
   const bool logs_;
   const PassLog::Time began_;
   PassLog log_;
-  std::shared_ptr<const Course> course_;  // what it follows, as far as it has come; null: the reactive rule
-  bool learns_ = false;                   // and is learned from: what the plan does not use counts too
-  Bytes disk_before_;                     // what disks had moved when it began
-  std::vector<OnDevice> on_;              // by the devices' numbers
-  std::shared_ptr<DeviceTimes>
-      times_;  // of the accelerator that it packed on first; null: none, or one without a clock
+  std::shared_ptr<const Course> course_;       // what it follows, as far as it has come; null: the reactive rule
+  bool learns_ = false;                        // and is learned from: what the plan does not use counts too
+  Bytes disk_before_;                          // what disks had moved when it began
+  std::vector<OnDevice> on_;                   // by the devices' numbers
+  std::shared_ptr<DeviceTimes> times_;         // null: it packed on no accelerator that has a clock
   std::atomic<DeviceTimes*> marked_{nullptr};  // the same, for who has no lock; set once
   const RegionLabel* label_ = nullptr;         // of what it packed last
   int64_t live_ = 0;

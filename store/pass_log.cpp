@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
+#include <optional>
 
 namespace ebbtide {
 namespace {
@@ -50,13 +52,22 @@ void PassLog::set_recipe(uint32_t index, double seconds, std::span<const uint32_
   inputs_.insert(inputs_.end(), inputs.begin(), inputs.end());
 }
 
-void PassLog::retime(std::span<const std::pair<size_t, double>> times, double seconds) noexcept {
-  auto next = times.begin();
+void PassLog::retime(std::span<const std::pair<size_t, double>> times, double seconds) {
+  std::vector<std::optional<double>> told(steps_.size());
+  std::map<uint32_t, double> latest_on;
+  for (const auto& [step, at] : times) {
+    told[step] = at;
+    latest_on.emplace(made_[steps_[step].record].device, 0);
+  }
   double latest = 0;
   for (size_t i = 0; i < steps_.size(); ++i) {
-    if (next != times.end() && next->first == i) latest = std::max(latest, (next++)->second);
-    steps_[i].at = latest;
+    const auto on = latest_on.find(made_[steps_[i].record].device);
+    double& before = on != latest_on.end() ? on->second : latest;
+    before = std::max(before, told[i].value_or(0));
+    steps_[i].at = before;
+    latest = std::max(latest, before);
   }
+  std::ranges::stable_sort(steps_, {}, &ProfiledStep::at);
   seconds_ = std::max(latest, seconds);
 }
 

@@ -45,9 +45,11 @@ class EBBTIDE_API PassLog {
 
   /// The next step's place among them.
   size_t steps() const noexcept { return steps_.size(); }
-  /// Times of another clock, in seconds of compute, for steps by place, in order; those between come right after the
-  /// one before.
-  void retime(std::span<const std::pair<size_t, double>> times, double seconds) noexcept;
+  /// Times of other clocks, in seconds of compute, for steps by place; of each device they rise from step to step. Those
+  /// that have none come right after the one before, of their device where it has times. Steps are in order of time from
+  /// now on: devices are asked one after the other for what they do at once.
+  /// REQUIRES: end() was called.
+  void retime(std::span<const std::pair<size_t, double>> times, double seconds);
 
   void set_mobility(uint32_t index, Mobility mobility) noexcept { made_[index].mobility = mobility; }
   /// The record can be made again. `seconds`: a guess at what that takes.

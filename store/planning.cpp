@@ -73,13 +73,17 @@ void StoreCore::follow_locked(Pass& pass, std::shared_ptr<const Course> course) 
 /// REQUIRES: its pass logs.
 void StoreCore::note_unpack(Record& record, StreamId stream) {
   DeviceTimes* times = record.tier_->link ? record.pass_->marked_.load(std::memory_order_acquire) : nullptr;
-  const EventPtr here = times != nullptr && times->marks_steps() ? times->here(stream) : nullptr;
+  DeviceTimes::Point here;
+  if (times != nullptr && times->marks_steps()) {
+    times->add({record.tier_->device, record.tier_->link->clock, stream});
+    here = times->here(*record.tier_->device, stream);
+  }
   const auto now = std::chrono::steady_clock::now();
   std::lock_guard lock(mutex_);
   Pass& pass = *record.pass_;
   if (pass.ended_) return;
   pass.log_.unpack(record.index_, now);
-  if (times != nullptr) times->step(pass.log_.steps() - 1, here);
+  if (times != nullptr) times->step(pass.log_.steps() - 1, std::move(here));
   if (record.stays_)
     pass.log_.set_mobility(record.index_, Mobility::kStays);
   else if (record.resident_ && !record.unpacked_ && !record.left_ && !record.redone_ && record.resident_->storage &&
@@ -134,7 +138,7 @@ std::vector<Conditions> StoreCore::conditions_locked() const {
   for (const DeviceTier& tier : tiers_) {
     Conditions conditions;
     conditions.budgets.device = tier.budget;
-    conditions.budgets.host = host_budget_;
+    conditions.budgets.host = host_for_plans_locked(tier);
     conditions.budgets.spill = spill_ ? spill_->stats().budget : Bytes(0);
     conditions.machine.disk = disk;
     if (tier.link)

@@ -82,7 +82,8 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
 
   const std::shared_ptr<Pass> pass_;
   const uint64_t id_;
-  DeviceTier* tier_ = nullptr;  // fixed at its pack
+  DeviceTier* tier_ = nullptr;     // fixed at its pack
+  StreamId stream_ = kHostStream;  // that it was packed on
 
   RecordState state_ = RecordState::kResident;
   const void* version_counter_ = nullptr;

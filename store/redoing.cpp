@@ -194,7 +194,7 @@ std::shared_ptr<const Recipe> StoreCore::recipe_for_unpack_locked(Record& record
   drop_redoable_locked(tier, tier.budget, work);
   drop_clean_locked(tier, tier.budget, work);
   record.unpacked_ = true;
-  prefetch_locked(*record.pass_, tier, stream, work);
+  prefetch_locked(*record.pass_, tier, {stream, record}, work);
   return record.recipe_;
 }
 

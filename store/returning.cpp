@@ -131,12 +131,13 @@ void StoreCore::note_burst(const Record& record, std::string node) {
   tier.burst = {std::move(node), tier.held() + tier.handed_over(), saved};
 }
 
-void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work) {
+void StoreCore::begin_return_locked(Record& record, const Caller& caller, Urgency urgency, Work& work) {
   auto alive = record.weak_from_this().lock();
   if (!alive) return;
   auto resident = std::allocate_shared<Resident>(BlockAllocator<Resident>(residents_));
   DeviceTier& tier = *record.tier_;
   resident->tier = &tier;
+  const StreamId stream = urgency == Urgency::kDemand ? caller.stream : caller.stream_of(record);
   resident->stream = stream;
   resident->returned = true;
   // A device's allocator gives aligned memory, so what came from an odd address brings a little more with it.
@@ -156,14 +157,14 @@ void StoreCore::begin_return_locked(Record& record, StreamId stream, Urgency urg
     work.orders().lifts.push_back({std::move(alive), urgency});
   } else {
     record.lower_.copying_in = true;
-    work.orders().copies_in.push_back({std::move(alive), stream});
+    work.orders().copies_in.push_back({std::move(alive), stream, caller.stream});
   }
 }
 
 /// By plan: in the order in which the plan's pass asked, with room left for what is to be redone in between, so that what
 /// is fetched ahead never takes the memory that a redo before it waits for. What is below though the plan kept it, and
 /// all where there is no plan: the last packed first.
-void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work) {
+void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, const Caller& caller, Work& work) {
   if (!pass.in_backward_ || below_ == 0) return;
   Pass::OnDevice& on = pass.on(tier.index);
   const auto room_for = [&](const Record& record) { return tier.held() + on.reserved + record.bytes() <= tier.budget; };
@@ -172,7 +173,7 @@ void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, W
     if (record.tier_ != &tier || record.state_ != RecordState::kLower) return true;
     const bool no_room = tier.link ? tier.host_full && !record.lower_.memory : staging_full_;
     if (no_room || closed_ || !room_for(record)) return false;
-    begin_return_locked(record, stream, Urgency::kPrefetch, work);
+    begin_return_locked(record, caller, Urgency::kPrefetch, work);
     return true;
   };
   const auto fetch_with_inputs = [&](Record& record) {

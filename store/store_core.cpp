@@ -100,6 +100,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
       record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
       pass->sequence_.push_back(record.get());
       record->tier_ = &tier;
+      record->stream_ = view.stream;
       record->packed_ = std::move(packed);
       record->lower_.record = record.get();
       record->index_ = static_cast<uint32_t>(pass->made_.size());
@@ -305,7 +306,7 @@ void StoreCore::forget(Record& record) noexcept {
       pass.takes_packs_ = false;
       end_pass_locked(pass);
     }
-    if (pass.in_backward_) prefetch_locked(pass, host_, kHostStream, work);
+    if (pass.in_backward_) prefetch_locked(pass, host_, {kHostStream}, work);
     if (trace_) trace_levels_locked(std::chrono::steady_clock::now());
   }
   changed_.notify_all();  // there is room

@@ -57,6 +57,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     bool own_thread = true;
     /// What is known of its link, see measure_link.h.
     LinkBandwidth bandwidth = {};
+    /// By which several devices' times are compared. Null: the system's. Else it outlives the core.
+    const Clock* host_clock = nullptr;
   };
   /// Registers an accelerator; views name it by the number returned (0 is the host device). The first
   /// accelerator opens the host tier: before any CPU tensor was packed it leaves an eighth of host_budget for their
@@ -230,6 +232,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   class Work;
   struct Part;
   struct CopyOut;
+  struct Caller;
   struct CopyIn;
   struct Sink;
   class MarkedWait;
@@ -326,6 +329,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   // host_sharing.cpp: what each accelerator may have of host memory.
   Bytes host_share_locked(const DeviceTier& tier) const noexcept;
+  Bytes host_for_plans_locked(const DeviceTier& tier) const noexcept;
   bool host_is_promised_locked(const DeviceTier& tier, Bytes more) const noexcept;
   void note_wants_locked(const Pass& pass) noexcept;
   void note_host_room_locked() noexcept;
@@ -334,7 +338,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Unpacked unpack_from_device(Record& record, StreamId stream);
   bool take(std::unique_lock<std::mutex>& lock, Record& record, StreamId stream);
   void forsake_copy_in_locked(Record& record, Work& work);
-  void begin_copies_in_locked(DeviceTier& tier, StreamId stream, Work& work);
+  void begin_copies_in_locked(DeviceTier& tier, const Caller& caller, Work& work);
   void copy_in(const CopyIn& order);
   static Failure failed_device(const Record& record, const Failure& why);
   void copy_in_refused(Record& record, const Failure& failure);
@@ -346,8 +350,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void lift_for_close_locked(Record& record, Work& work);
 
   // returning.cpp: from below into resident memory.
-  void begin_return_locked(Record& record, StreamId stream, Urgency urgency, Work& work);
-  void prefetch_locked(Pass& pass, DeviceTier& tier, StreamId stream, Work& work);
+  void begin_return_locked(Record& record, const Caller& caller, Urgency urgency, Work& work);
+  void prefetch_locked(Pass& pass, DeviceTier& tier, const Caller& caller, Work& work);
   static void put_off_locked(Record& record) noexcept;
   static void unreserve_locked(Record& record) noexcept;
   void warm_up_locked(const Record& record) const noexcept;

@@ -132,7 +132,7 @@ StoreCore::~StoreCore() {
 int StoreCore::add_device(std::shared_ptr<Device> device, std::shared_ptr<DeviceAllocator> allocator,
                           DeviceOptions how) {
   const Result<DeviceMemory> memory = device->memory();
-  auto link = std::make_shared<DeviceLink>(device, allocator, how.bandwidth);
+  auto link = std::make_shared<DeviceLink>(device, allocator, how.bandwidth, how.host_clock);
   open_host_tier(device);
   NumaNode node = host_node();
   const Topology* machine = topology();

@@ -1,4 +1,4 @@
-// When an accelerator's passes did what: marks on its compute stream, read when the device is through, some steps later.
+// When accelerators' passes did what: marks on their compute streams, read when the devices are through, some steps later.
 #include <ebbtide/store/store_core.h>
 
 #include <algorithm>
@@ -10,7 +10,8 @@ namespace ebbtide {
 /// could be made.
 EventPtr StoreCore::mark_pack(DeviceTier& tier, const Pass* pass, StreamId stream) {
   const DeviceTimes* times = pass != nullptr ? pass->marked_.load(std::memory_order_acquire) : nullptr;
-  const bool wanted = pass == nullptr || (pass->logs_ && (times == nullptr || times->marks_steps()));
+  const bool wanted = pass == nullptr ||
+                      (pass->logs_ && (times == nullptr || times->marks_steps() || !times->of(*tier.device, stream)));
   if (wanted && follow_plans_ && tier.times) {
     Result<EventPtr> timed = tier.device->record_timed(stream);
     if (timed.ok()) return std::move(timed).value();
@@ -22,27 +23,33 @@ EventPtr StoreCore::mark_pack(DeviceTier& tier, const Pass* pass, StreamId strea
 
 /// REQUIRES: the pass has just logged the pack.
 void StoreCore::mark_pack_locked(Pass& pass, const DeviceTier& tier, StreamId stream, const EventPtr& event) const {
+  const DeviceTimes::Place here{tier.device, tier.link->clock, stream};
+  bool timed = true;
   if (!pass.times_) {
     if (!event || !tier.times || !follow_plans_) return;
-    pass.times_ = std::make_shared<DeviceTimes>(tier.device, stream);
+    pass.times_ = std::make_shared<DeviceTimes>(here);
     pass.marked_.store(pass.times_.get(), std::memory_order_release);
+  } else if (!tier.times) {
+    return pass.times_->spoil();
+  } else if (pass.times_->of(*tier.device, stream)) {
+    timed = pass.times_->marks_steps();
+  } else {
+    pass.times_->add(here);
   }
-  if (!pass.times_->of(*tier.device, stream)) return pass.times_->spoil();  // one time line is all that plans know of
-  const bool timed = pass.times_->marks_steps();
   if (!pass.learns_ && pass.course_) pass.times_->mark_steps(false);
-  pass.times_->step(pass.log_.steps() - 1, timed ? event : nullptr);
+  pass.times_->step(pass.log_.steps() - 1, {tier.device.get(), stream, timed ? event : nullptr});
 }
 
 void StoreCore::mark_redo(const Record& record, StreamId stream, Redo redo) {
   DeviceTimes* times = record.pass_->marked_.load(std::memory_order_acquire);
   if (times == nullptr || !times->marks_steps()) return;
-  EventPtr here = times->here(stream);
+  DeviceTimes::Point here = times->here(*record.tier_->device, stream);
   // What a region takes is no one record's.
   const Bytes made = record.recipe_->asked_for() ? Bytes(0) : record.footprint_;
   if (redo == Redo::kBegins)
     times->redo_began({record.index_, record.recipe_->op(), made, 0}, std::move(here));
   else
-    times->redo_ended(record.index_, std::move(here));
+    times->redo_ended(record.index_, here);
 }
 
 void StoreCore::mark_end(Pass& pass, int task, std::optional<StreamId> stream) noexcept {
@@ -53,7 +60,7 @@ void StoreCore::mark_end(Pass& pass, int task, std::optional<StreamId> stream) n
     if (pass.ended_ || pass.tasks_.size() != 1 || !pass.tasks_.contains(task)) return;
   }
   if (stream)
-    times->ended(times->here(*stream));
+    times->ended();
   else
     times->spoil();
 }

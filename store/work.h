@@ -24,9 +24,20 @@ struct StoreCore::CopyOut {
   std::shared_ptr<Record> record;
   std::shared_ptr<DeviceStorage> storage;
 };
+/// Who unpacks.
+struct StoreCore::Caller {
+  StreamId stream;
+  /// It unpacks where it packed, as backwards do: what is fetched ahead will be asked for where that was packed.
+  bool as_packed = false;
+
+  Caller(StreamId on) noexcept : stream(on) {}  // NOLINT: nothing is known but the stream
+  Caller(StreamId on, const Record& asked) noexcept : stream(on), as_packed(asked.stream_ == on) {}
+  StreamId stream_of(const Record& wanted) const noexcept { return as_packed ? wanted.stream_ : stream; }
+};
 struct StoreCore::CopyIn {
   std::shared_ptr<Record> record;
-  StreamId stream;
+  StreamId stream;   ///< that the memory is for
+  StreamId callers;  ///< that of who enqueues
 };
 /// No reference to the record: the link thread sinks too, and must not be the one to end it.
 struct StoreCore::Sink {
@@ -38,20 +49,22 @@ struct StoreCore::Sink {
 class StoreCore::MarkedWait {
  public:
   /// `times`: of the pass; may be null.
-  MarkedWait(DeviceTimes* times, StreamId stream) noexcept
+  MarkedWait(DeviceTimes* times, const Device& device, StreamId stream) noexcept
       : times_(times != nullptr && times->marks_steps() ? times : nullptr),
+        device_(device),
         stream_(stream),
-        begin_(times_ != nullptr ? times_->here(stream) : nullptr) {}
+        begin_(times_ != nullptr ? times_->here(device, stream) : DeviceTimes::Point()) {}
   ~MarkedWait() {
-    if (times_ != nullptr) times_->waited(begin_, times_->here(stream_));
+    if (times_ != nullptr) times_->waited(begin_, times_->here(device_, stream_));
   }
   MarkedWait(const MarkedWait&) = delete;
   MarkedWait& operator=(const MarkedWait&) = delete;
 
  private:
   DeviceTimes* const times_;
+  const Device& device_;
   const StreamId stream_;
-  const EventPtr begin_;
+  const DeviceTimes::Point begin_;
 };
 
 /// Declare it before the lock: what it drops must go after the lock is released.

@@ -265,7 +265,7 @@ MUTANTS = (
         "memory = mutants::held_alone({name}, std::move(memory))](const Status& status)",
     ),
     # A record returns.
-    call("copy_in.record", "a copy in comes after the earlier use of the memory that it fills", IN, "link.device->record(order.stream)"),
+    call("copy_in.record", "a copy in comes after the earlier use of the memory that it fills", IN, "link.device->record(stream)"),
     after("copy_in.after", "the job waits for that event", IN, ".after = std::move(after).value(),", "std::move(after).value()"),
     call("copy_in.filled", "and comes after the copy out that fills its host memory", IN, "link.device->wait(link.in.stream(), out->event())"),
     keepalive("copy_in.keepalive", "both ends of a copy in outlive the record", IN, "Passage{weak_from_this(), &record, memory, storage}"),

@@ -41,6 +41,8 @@ EXEMPT_FILES = {
     "store/doctor_text.cpp": "words",
     "store/device_times.cpp": "for a time alone, which is known or is not",
     "store/device_times.h": "the same",
+    "transfer/device_clock.cpp": "the same",
+    "transfer/device_clock.h": "the same",
     "transfer/device.h": "promises; those who keep them have mutants",
     "transfer/host_device.cpp": "all is done at once: there is nothing to order",
     "transfer/host_device.h": "the same",
@@ -204,7 +206,6 @@ EXEMPT = (
         "store/timing.cpp",
         ("Result<EventPtr> timed = tier.device->record_timed(stream);", "Result<EventPtr> event = tier.device->record(stream);"),
     ),
-    ("For a time alone.", "store/work.h", ("const EventPtr begin_;",)),
     ("The same; once is enough.", "transfer/copy_lane.cpp", (
             "if (request.after) {",
             "request.after.reset();",

@@ -219,6 +219,27 @@ TEST_F(PlannerTest, PausesAreNoComputation) {
   EXPECT_NEAR(profile.steps[2].at, 0.002, 1e-9) << "times never fall";
 }
 
+TEST_F(PlannerTest, StepsOfSeveralDevicesAreInOrderOfTheirTimes) {
+  PassLog log;
+  for (const uint32_t device : {1u, 1u, 2u, 0u}) log.pack({.bytes = MiB(1), .moved = MiB(1), .device = device}, {});
+  for (const uint32_t i : {0u, 2u, 3u, 1u}) {
+    log.unpack(i, {});
+    log.death(i, {});
+  }
+  log.end({});
+  // Of device 1 what it was asked for first; device 2 did its part meanwhile. Deaths, and device 0, have no times.
+  const std::vector<std::pair<size_t, double>> times{{0, 1}, {1, 4}, {2, 2}, {4, 6}, {6, 5}, {10, 7}};
+  log.retime(times, 8);
+  const Profile profile = log.profile();
+  EXPECT_EQ(profile.invalid(), std::nullopt);
+  EXPECT_EQ(profile.seconds, 8);
+  std::vector<std::pair<uint32_t, double>> in_order;
+  for (const ProfiledStep& step : profile.steps) in_order.emplace_back(step.record, step.at);
+  const std::vector<std::pair<uint32_t, double>> expected{{0, 1}, {2, 2}, {1, 4}, {3, 4}, {2, 5}, {2, 5},
+                                                          {0, 6}, {0, 6}, {3, 6}, {3, 6}, {1, 7}, {1, 7}};
+  EXPECT_EQ(in_order, expected);
+}
+
 TEST_F(PlannerTest, ALogForAnotherPassBeginsAnew) {
   PassLog log = log_of(sizes_);
   log.clear();

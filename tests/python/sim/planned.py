@@ -42,6 +42,45 @@ def test_steps_that_repeat_follow_a_plan(budget):
         store.close()
 
 
+class OverTwoDevices(torch.nn.Module):
+    """Its second half is on the second device."""
+
+    def __init__(self):
+        super().__init__()
+        half = lambda: torch.nn.Sequential(*(layer for _ in range(3) for layer in (torch.nn.Linear(64, 64), torch.nn.GELU())))  # noqa: E731
+        self.first, self.second = half().to(f"{sim.DEVICE}:0"), half().to(f"{sim.DEVICE}:1")
+
+    def forward(self, x):
+        return self.second(self.first(x).to(f"{sim.DEVICE}:1")).pow(2).mean()
+
+
+def test_steps_over_two_devices():
+    """Their clocks are read while they work; whether they can be compared, and a plan be made, is left to the weather."""
+
+    def trained(store=None):
+        torch.manual_seed(1)
+        model = OverTwoDevices()
+        seen = []
+        for _ in range(STEPS):
+            x = torch.randn(64, 64)
+            with sim.under(store, model) if store else contextlib.nullcontext():
+                loss = model(x.to(f"{sim.DEVICE}:0"))
+            loss.backward()
+            seen += [loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters())]
+            del loss
+            model.zero_grad(set_to_none=True)
+        return seen
+
+    with sim.accelerators(seed=10):
+        reference = trained()
+    with sim.accelerators(seed=11):
+        store = sim.store(device_budget="30%", host_budget="64MiB", min_bytes=MIN_BYTES, recompute=False)
+        assert_same_bits(trained(store), reference)
+        stats = store.stats()
+        assert stats["offloaded"]["bytes"] > 0
+        store.close()
+
+
 def priced(attached):
     """How many records of a step have a recipe that a plan has weighed."""
     torch.manual_seed(1)
