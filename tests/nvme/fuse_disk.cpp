@@ -83,6 +83,16 @@ void FuseDisk::answer_with(Answer answer) {
   answer_ = std::move(answer);
 }
 
+void FuseDisk::refuse_growth(int error) {
+  const std::lock_guard lock(mutex_);
+  growth_error_ = error;
+}
+
+void FuseDisk::flip_bits(bool flip) {
+  const std::lock_guard lock(mutex_);
+  flips_ = flip;
+}
+
 size_t FuseDisk::named_files() const {
   const std::lock_guard lock(mutex_);
   return names_.size();
@@ -159,11 +169,13 @@ void FuseDisk::handle(const fuse_in_header& header, const std::byte* body) {
       return reply_attributes();
     case FUSE_SETATTR: {
       const auto in = read_as<fuse_setattr_in>(body);
+      if (growth_error_ != 0 && (in.valid & FATTR_SIZE) && in.size > size_of(node)) return reply(id, growth_error_);
       if (in.valid & FATTR_SIZE) files_[node].resize(in.size);
       return reply_attributes();
     }
     case FUSE_FALLOCATE: {
       const auto in = read_as<fuse_fallocate_in>(body);
+      if (growth_error_ != 0 && in.offset + in.length > size_of(node)) return reply(id, growth_error_);
       if (in.mode == 0) files_[node].resize(std::max<size_t>(files_[node].size(), in.offset + in.length));
       return reply(id, in.mode == 0 ? 0 : EOPNOTSUPP);
     }
@@ -180,11 +192,15 @@ void FuseDisk::handle(const fuse_in_header& header, const std::byte* body) {
     }
     case FUSE_READ: {
       const auto in = read_as<fuse_read_in>(body);
-      const std::vector<std::byte>& file = files_[node];
+      std::vector<std::byte>& file = files_[node];
       const uint64_t there = in.offset < file.size() ? std::min<uint64_t>(in.size, file.size() - in.offset) : 0;
       const int moved = answer_ ? answer_(false, in.offset, static_cast<uint32_t>(there)) : static_cast<int>(there);
       if (moved < 0) return reply(id, -moved);
-      return reply(id, 0, file.data() + in.offset, static_cast<size_t>(moved));
+      std::byte* const data = file.data() + in.offset;
+      if (flips_ && moved > 0) data[moved / 2] ^= std::byte{1};
+      reply(id, 0, data, static_cast<size_t>(moved));
+      if (flips_ && moved > 0) data[moved / 2] ^= std::byte{1};
+      return;
     }
     case FUSE_UNLINK:
       names_.erase(reinterpret_cast<const char*>(body));

@@ -34,6 +34,10 @@ class FuseDisk {
   const std::string& path() const noexcept { return path_; }
   /// From now on. Empty: all is moved.
   void answer_with(Answer answer);
+  /// From now on no file may grow, and this is the errno. 0: they may again.
+  void refuse_growth(int error);
+  /// From now on one bit of each read is not what was written.
+  void flip_bits(bool flip);
   /// Of files that have a name or are open.
   size_t named_files() const;
 
@@ -48,6 +52,8 @@ class FuseDisk {
   bool mounted_ = false;
   mutable std::mutex mutex_;  // guards what follows
   Answer answer_;
+  int growth_error_ = 0;
+  bool flips_ = false;
   std::map<std::string, uint64_t> names_;
   std::map<uint64_t, std::vector<std::byte>> files_;
   uint64_t last_node_ = 1;  // the folder's

@@ -2,6 +2,7 @@
 //
 //   disk full                      ADiskThatSomebodyElseFillsComesBack; SpillTierContract.AFullDiskIsAValueAndTheTierGoesOn
 //   no room for reserved bytes     NoRoomBehindReservedBytesKeepsTheMemory
+//   quota                          FuseDisk.AQuotaIsAFullDisk… (many kernels have none for loop devices and tmpfs)
 //   device error                   ADeadDeviceIsAnErrorAndNeverBytes; FuseDisk.*
 //   short transfers                AFileSizeLimitLoweredLaterIsAFullDiskAndNoSignal; FuseDisk.*
 //   EAGAIN, EINTR, odd orders      SpillTierSchedule; IoQueueContract
@@ -11,7 +12,7 @@
 //   io_uring forbidden             SpillTierProcess, IoUring/Forbidden
 //   no memory may be locked        WorksForAUserWhoMayLockNoMemory
 //   read before its write ends     SpillTierOrder; StoreCoreTest: a record stays readable while it leaves
-//   wrong or stale bytes           SpillTierFailure.OneFlippedBit…, TheBytesOfAnotherItem…
+//   wrong or stale bytes           SpillTierFailure.OneFlippedBit…, TheBytesOfAnotherItem…; FuseDisk.WrongBytes…
 //   neighbours                     SpillTierProcess.TwoProcessesShareAFolder, ANeighboursDeathGivesItsRoomBack
 //   the folder is removed          AFolderThatIsRemovedKeepsWhatItHas
 #include <fcntl.h>
@@ -403,6 +404,73 @@ TEST_P(FuseDiskTest, AFailedWriteKeepsTheMemoryAndLeavesThePlaceAlone) {
     EXPECT_TRUE(read_now(*tier_, item, in.piece()));
     EXPECT_TRUE(in == memory);
   }
+}
+
+TEST_P(FuseDiskTest, AQuotaIsAFullDiskAndTheTierComesBack) {
+  if (!open_on_fuse()) GTEST_SKIP() << why_not_;
+  Memory memory(3 << 20, 1), in(3 << 20);
+  const SpilledItem before = write_now(*tier_, 1, memory.piece());
+  fuse_->refuse_growth(EDQUOT);
+  std::vector<SpilledItem> items;
+  std::optional<Failure> full;
+  while (items.size() < 30 && !full) {  // what was reserved before is still ours
+    Written written;
+    auto id = tier_->write(2 + items.size(), memory.piece(), written.done());
+    if (id)
+      items.push_back(std::move(written.get()).value());
+    else
+      full = id.failure();
+  }
+  ASSERT_TRUE(full);
+  EXPECT_EQ(full->code, FailureCode::kNoSpace);
+  EXPECT_EQ(full->system_errno, EDQUOT);
+  EXPECT_NE(full->message.find(fuse_->path()), std::string::npos) << full->message;
+  EXPECT_TRUE(read_now(*tier_, before, in.piece()));
+  EXPECT_TRUE(in == memory);
+  fuse_->refuse_growth(0);
+  SpilledItem after;
+  EXPECT_TRUE(test::eventually([&] {
+    Written written;
+    auto id = tier_->write(100, memory.piece(), written.done());
+    if (id) after = std::move(written.get()).value();
+    return id.ok();
+  })) << "the tier did not come back";
+  in.fill(2);
+  EXPECT_TRUE(read_now(*tier_, after, in.piece()));
+  EXPECT_TRUE(in == memory);
+}
+
+/// A file system that charges for bytes when they are written, and not when they are reserved.
+TEST_P(FuseDiskTest, AQuotaMetByAWriteKeepsTheMemoryAndThePlace) {
+  if (!open_on_fuse()) GTEST_SKIP() << why_not_;
+  std::atomic<bool> over = true;
+  fuse_->answer_with(
+      [&](bool write, uint64_t, uint32_t bytes) { return write && over ? -EDQUOT : static_cast<int>(bytes); });
+  Memory memory(3 << 20, 1), untouched(3 << 20, 1), in(3 << 20);
+  Written written;
+  ASSERT_TRUE(tier_->write(1, memory.piece(), written.done()));
+  const auto failed = written.get();
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.failure().code, FailureCode::kNoSpace);
+  EXPECT_EQ(failed.failure().system_errno, EDQUOT);
+  EXPECT_TRUE(memory == untouched);
+  EXPECT_EQ(tier_->stats().quarantined, Bytes(0)) << "nothing is wrong with the place";
+  over = false;
+  const SpilledItem item = write_now(*tier_, 2, memory.piece());
+  EXPECT_TRUE(read_now(*tier_, item, in.piece()));
+  EXPECT_TRUE(in == memory);
+}
+
+/// On the way through the file system, or at rest there.
+TEST_P(FuseDiskTest, WrongBytesAreCorruptAndNotHandedOver) {
+  if (!open_on_fuse()) GTEST_SKIP() << why_not_;
+  Memory memory(3 << 20, 1), in(3 << 20);
+  const SpilledItem item = write_now(*tier_, 1, memory.piece());
+  fuse_->flip_bits(true);
+  const Status status = read_now(*tier_, item, in.piece());
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.failure().code, FailureCode::kCorrupt);
+  EXPECT_NE(status.failure().message.find(fuse_->path()), std::string::npos) << status.failure().message;
 }
 
 TEST_P(FuseDiskTest, AReadThatFailsOnceIsRead) {
