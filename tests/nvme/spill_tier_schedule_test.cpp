@@ -351,9 +351,8 @@ TEST(SpillTierSchedule, HoldsWhatTheModelKnows) {
   folder.mount_tmpfs("64m");  // where that is forbidden, a disk does it, slower: the files' bytes are never touched
   // Not cleared between schedules: what lies on a disk is always somebody's old bytes.
   std::vector<std::vector<std::byte>> disks(3, std::vector<std::byte>(static_cast<size_t>(Schedule::kBudget.count())));
-  test::sweep(
-      "spill tier, scripted completions", 100'000, [&](uint64_t seed) { Schedule(seed, folder.path(), disks).run(); },
-      30);
+  test::sweep("spill tier, scripted completions", 100'000,
+              [&](uint64_t seed) { Schedule(seed, folder.path(), disks).run(); });
 }
 
 }  // namespace
