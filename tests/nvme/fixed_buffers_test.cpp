@@ -1,8 +1,11 @@
 // Memory that io_uring has registered: slabs as they come and go.
 #include <ebbtide/pinned_pool/pool.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "spill_fixture.h"
 #include "tests/support/eventually.h"
@@ -106,6 +109,51 @@ TEST_F(FixedBuffersTest, TransfersAcrossTheirEdgesAreServed) {
   watcher->goes(memory.data(), memory.bytes());
   EXPECT_TRUE(registered(Bytes(0)));
   EXPECT_TRUE(read_now(*tier_, item, memory.piece()));
+}
+
+/// So many bytes of address space, over and over the same few pages.
+class RepeatedMemory {
+ public:
+  explicit RepeatedMemory(size_t bytes) : bytes_(bytes) {
+    const int file = ::memfd_create("ebbtide-test", MFD_CLOEXEC);
+    void* const all = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (file < 0 || ::ftruncate(file, kPart) != 0 || all == MAP_FAILED) throw std::runtime_error("no memory to repeat");
+    data_ = static_cast<std::byte*>(all);
+    for (size_t at = 0; at < bytes; at += kPart) {
+      if (::mmap(data_ + at, kPart, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED)
+        throw std::runtime_error("cannot repeat memory");
+    }
+    ::close(file);
+  }
+  RepeatedMemory(const RepeatedMemory&) = delete;
+  RepeatedMemory& operator=(const RepeatedMemory&) = delete;
+  ~RepeatedMemory() { ::munmap(data_, bytes_); }
+  std::byte* data() const { return data_; }
+
+ private:
+  static constexpr size_t kPart = size_t{64} << 20;
+  const size_t bytes_;
+  std::byte* data_ = nullptr;
+};
+
+/// The kernel takes 1 GiB in one piece, and refuses more.
+TEST_F(FixedBuffersTest, MoreThanAGibibyteIsRegisteredInParts) {
+  open();
+  if (!uring()) GTEST_SKIP() << tier_->stats().description;
+  constexpr size_t kGibibyte = size_t{1} << 30;
+  const RepeatedMemory memory(kGibibyte + (size_t{128} << 20));
+  const auto watcher = tier_->watcher();
+  watcher->came(memory.data(), kGibibyte + (size_t{128} << 20));
+  EXPECT_TRUE(registered(MiB(1024 + 128))) << to_string(tier_->stats().registered);
+  const std::vector<IoPiece> across = {{memory.data() + kGibibyte - (1 << 19), 2 << 20}};
+  std::memset(across[0].data, 5, across[0].bytes);
+  const SpilledItem item = write_now(*tier_, 1, across);
+  std::memset(across[0].data, 0, across[0].bytes);
+  EXPECT_TRUE(read_now(*tier_, item, across));
+  EXPECT_TRUE(
+      std::all_of(across[0].data, across[0].data + across[0].bytes, [](std::byte b) { return b == std::byte{5}; }));
+  watcher->goes(memory.data(), kGibibyte + (size_t{128} << 20));
+  EXPECT_TRUE(registered(Bytes(0)));
 }
 
 TEST_F(FixedBuffersTest, PoolAndTierMayEndInAnyOrder) {
