@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <set>
 
 namespace ebbtide::nvme {
 namespace {
@@ -82,6 +83,24 @@ Result<DriveWear> read_drive_wear(const std::string& drive, const DriveCommand& 
   wear.used_percent = log[kUsedAt];
   if (wear.used_percent >= 5) wear.endurance = Bytes(wear.written.count() / wear.used_percent) * 100;
   return wear;
+}
+
+std::optional<Bytes> endurance_left(const std::vector<std::string>& folders, const DriveCommand& command,
+                                    const std::string& system_root) {
+  std::set<std::string> drives;
+  for (const std::string& folder : folders) {
+    const std::vector<std::string> beneath = drives_beneath(folder, system_root);
+    if (beneath.empty()) return std::nullopt;
+    drives.insert(beneath.begin(), beneath.end());
+  }
+  if (drives.empty()) return std::nullopt;
+  Bytes left;
+  for (const std::string& drive : drives) {
+    const Result<DriveWear> wear = read_drive_wear(drive, command);
+    if (!wear.ok() || !wear.value().endurance) return std::nullopt;
+    left += std::max(*wear.value().endurance - wear.value().written, Bytes(0));
+  }
+  return left;
 }
 
 }  // namespace ebbtide::nvme

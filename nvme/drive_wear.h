@@ -36,4 +36,9 @@ std::vector<std::string> drives_beneath(const std::string& folder, const std::st
 /// Asks the drive. Errors: kUnsupported (it is the administrator who may).
 Result<DriveWear> read_drive_wear(const std::string& drive, const DriveCommand& command = command_drive);
 
+/// About what all the drives beneath these folders can still take of what they are rated for. None where there is a
+/// folder on no such drive, or a drive does not say.
+std::optional<Bytes> endurance_left(const std::vector<std::string>& folders,
+                                    const DriveCommand& command = command_drive, const std::string& system_root = {});
+
 }  // namespace ebbtide::nvme

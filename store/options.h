@@ -50,7 +50,7 @@ struct EBBTIDE_API Options {
   std::optional<Bytes> spill_reserve;
   /// Written to spill folders in any 24 hours at most, since disks wear out. None: no limit.
   std::optional<Bytes> spill_daily_writes;
-  /// What the spill folders' disks together are rated to take over their lives ("600TB"), for `stats` and `report`.
+  /// What the spill folders' disks together are rated to take over their lives ("600TB"), for `stats` and `report`. None: what NVMe drives say is left.
   std::optional<Bytes> spill_endurance;
   /// Smaller tensors stay. None: 64 KiB for CPU tensors, 1 MiB on accelerators. Under 4 KiB, the unit of the spill tier, little is gained.
   std::optional<Bytes> min_bytes;

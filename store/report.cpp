@@ -157,7 +157,7 @@ std::string link_line(const char* name, const LinkStats& link) {
 std::string rated_text(const WearStats& wear) {
   if (wear.days_to_rated <= 0) return "";
   std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), ", spill_endurance in %.0f days", wear.days_to_rated);
+  std::snprintf(text.data(), text.size(), ", what the disks are rated for in %.0f days", wear.days_to_rated);
   return text.data();
 }
 

@@ -1,4 +1,5 @@
 // The tiers of a store: how they are opened, and what they hold.
+#include <ebbtide/nvme/drive_wear.h>
 #include <ebbtide/pinned_pool/capacity.h>
 #include <ebbtide/pinned_pool/near_node.h>
 #include <ebbtide/store/automatic_budgets.h>
@@ -48,6 +49,11 @@ WearStats wear_of(Bytes written, int64_t passes, double seconds, std::optional<B
           endurance ? static_cast<double>(endurance->count()) / a_day : 0};
 }
 
+Options with_endurance(Options options) {
+  if (!options.spill_endurance) options.spill_endurance = nvme::endurance_left(options.spill_to);
+  return options;
+}
+
 }  // namespace
 
 StoreCore::StoreCore(Options options, std::shared_ptr<const Topology> machine)
@@ -57,7 +63,7 @@ StoreCore::StoreCore(Options options, std::shared_ptr<const Topology> machine)
       planner_(options_.recompute.value_or(true)) {}
 
 std::shared_ptr<StoreCore> StoreCore::open(const Options& options, std::shared_ptr<const Topology> machine) {
-  std::shared_ptr<StoreCore> core(new StoreCore(resolve(options), std::move(machine)));
+  std::shared_ptr<StoreCore> core(new StoreCore(with_endurance(resolve(options)), std::move(machine)));
   const Options& asked = core->options_;
   const NumaNode node = core->host_node();
   core->host_.node = node;

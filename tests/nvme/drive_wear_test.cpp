@@ -100,6 +100,33 @@ TEST_F(DriveWearTest, OfAYoungDriveTheEnduranceIsNotGuessed) {
   EXPECT_FALSE(wear.value().endurance);
 }
 
+TEST_F(DriveWearTest, WhatIsLeftIsThatOfAllDrivesTogether) {
+  for (const std::string drive : {"nvme0n1", "nvme1n1"}) {
+    device(drive);
+    link(drive, "/sys/devices/md0/slaves/" + drive);
+  }
+  device("md0");
+  folder_lies_on("md0");
+  const Folder elsewhere;  // on the same ones
+  const std::vector<std::string> folders = {folder_.path(), elsewhere.path()};
+  uint8_t used = 25;
+  const DriveCommand drive = [&](const std::string& name, nvme_passthru_cmd& command) {
+    auto* log = reinterpret_cast<unsigned char*>(static_cast<uintptr_t>(command.addr));
+    log[5] = name == "nvme0n1" ? 50 : used;
+    log[48 + 2] = 16;  // 2^20 units of 512,000 bytes
+    return 0;
+  };
+  const double written = 512e3 * (1 << 20);
+  const auto left = endurance_left(folders, drive, tree_.root());
+  ASSERT_TRUE(left);
+  EXPECT_NEAR(static_cast<double>(left->count()), written + 3 * written, 1e3);
+  used = 130;  // worn beyond what it is rated for
+  EXPECT_NEAR(static_cast<double>(endurance_left(folders, drive, tree_.root())->count()), written, 1e3);
+  used = 1;
+  EXPECT_FALSE(endurance_left(folders, drive, tree_.root())) << "one is too young to say";
+  EXPECT_FALSE(endurance_left({"/nowhere"}, drive, tree_.root()));
+}
+
 TEST_F(DriveWearTest, WhoMayNotAskIsTold) {
   const auto refused = read_drive_wear("nvme0n1", [](const std::string&, nvme_passthru_cmd&) { return EACCES; });
   ASSERT_FALSE(refused);

@@ -91,7 +91,7 @@ TEST(Report, SaysWhatDisksAreWornBy) {
   stats.wear = {GiB(2), TiB(3), 0};
   EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("written: 2 GiB a pass, 3 TiB a day at this pace\n"));
   stats.wear.days_to_rated = 199.6;
-  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("at this pace, spill_endurance in 200 days\n"));
+  EXPECT_THAT(render_report(stats, {}, {}), HasSubstr("at this pace, what the disks are rated for in 200 days\n"));
 }
 
 TEST(Report, SaysWhatIsAliveAndInNoBudget) {

@@ -45,7 +45,7 @@ class Store:
         spill_budget: bytes on disk. Default: 90% of the free space.
         spill_reserve: bytes left free for others on each spill folder's file system. Default: 1/32 of it, 1 GiB at most.
         spill_daily_writes: bytes written to spill folders in any 24 hours at most, since disks wear out. Default: no limit.
-        spill_endurance: bytes that their disks are rated to take ("600TB"), for `stats` and `report`.
+        spill_endurance: bytes that their disks are rated to take ("600TB"), for `stats` and `report`. Default: what NVMe drives say is left, where they may be asked.
         min_bytes: smaller tensors stay. Default: 64 KiB. Under 4 KiB, the unit of the spill tier, nothing is gained.
         recompute: what an op made that is cheap to run again (activation functions, norms, casts, pointwise products) is computed again where the budget
             needs its memory (default True).
