@@ -1,12 +1,13 @@
 """The part `nvme`: the spill tier beside fio on the same disk in interleaved rounds, and beside other ways to put tensors on a disk.
 
-Options after --: --size, --rounds, --folder.
+Options after --: --size, --rounds, --folder, --peers.
 """
 
 import importlib
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import cli
 import machine
+import peers
 from contender import Contender
 from row import Row
+from ways import Unavailable
 
 GIB = 1 << 30
 SLOWEST_PLAIN, SLOWEST_CHECKED = 0.98, 0.95  # of fio's speed
@@ -33,6 +36,7 @@ def parse_arguments(options: list[str]):
     parser.add_argument("--size", type=cli.size, default="512MiB", help="bytes that each moves in a round (%(default)s)")
     parser.add_argument("--rounds", type=cli.positive, default=15, help="(%(default)s)")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="on the disk to measure (%(default)s)")
+    parser.add_argument("--peers", action="store_true", help=f"install {', '.join(peers.DISK_PEERS)} from PyPI into {peers.FOLDER.relative_to(machine.ROOT)} first")
     arguments = parser.parse_args(options)
     if not Path(arguments.folder).is_dir():
         raise cli.BadInput(f"--folder {arguments.folder}: no such folder")
@@ -82,21 +86,25 @@ def ratio_rows(name: str, ours: list[float], theirs: list[float], least: float) 
 # ---- the tier and fio
 
 
+def tier(name: str, size: int, *how: str) -> Contender:
+    """A spill tier that has written `size` bytes when it is told so."""
+    program = machine.ROOT / "build/bench/nvme_bench"
+    if not program.exists():
+        raise cli.BadInput(f"{program} is missing: `bash setup.sh` builds it")
+    return Contender(name, [str(program), str(size), *how])
+
+
 def measure(arguments, folder: str) -> tuple[dict[str, list[dict]], dict[str, dict]]:
     """Of each contender and direction an answer a round, in an order of each round's own; and the latencies."""
-    program = str(machine.ROOT / "build/bench/nvme_bench")
-    if not Path(program).exists():
-        raise cli.BadInput(f"{program} is missing: `bash setup.sh` builds it")
-    size = str(arguments.size)
     halves = [tempfile.mkdtemp(dir=folder) for _ in range(2)]
     with ExitStack() as stack:
-        start = lambda name, *how: stack.enter_context(Contender(name, [program, size, *how]))  # noqa: E731
+        start = lambda name, *how: stack.enter_context(tier(name, arguments.size, *how))  # noqa: E731
         tiers = {"plain": start("plain", "plain", folder), "checksum": start("checksum", "checksum", folder)}
         tiers["two_folders"] = start("two_folders", "plain", *halves)
-        for tier in tiers.values():
-            tier.wait_ready()
-            tier.ask("write")  # the first of a place costs more
-        ways: dict[str, Callable[[str], dict]] = {name: tier.ask for name, tier in tiers.items()}
+        for one in tiers.values():
+            one.wait_ready()
+            one.ask("write")  # the first of a place costs more
+        ways: dict[str, Callable[[str], dict]] = {name: one.ask for name, one in tiers.items()}
         if fio_is_there():
             file = Path(folder) / "fio"
             fio(file, arguments.size, "write")
@@ -152,10 +160,28 @@ def forget(file: Path) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+class Ebbtide:
+    """With checksums. Its file is there already, as it is from a training's second step on."""
+
+    name = "ebbtide"
+
+    def __init__(self, size: int, folder: str, stack: ExitStack):
+        self.tier = stack.enter_context(tier(self.name, size, "checksum", folder))
+        self.tier.wait_ready()
+        self.tier.ask("write")
+
+    def write(self, file: Path) -> None:
+        self.tier.ask("write")
+
+    def read(self, file: Path) -> bool:
+        self.tier.ask("read")  # ends the program where bytes are wrong
+        return True
+
+
 class TorchSave:
     name = "torch.save"
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, *_):
         torch = importlib.import_module("torch")
         self.tensor = torch.arange(size // 4, dtype=torch.int32)
         self.torch = torch
@@ -170,9 +196,9 @@ class TorchSave:
 class SafeTensors(TorchSave):
     name = "safetensors"
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, *_):
         super().__init__(size)
-        self.files = importlib.import_module("safetensors.torch")
+        self.files = import_peer("safetensors", "safetensors.torch")
 
     def write(self, file: Path) -> None:
         self.files.save_file({"x": self.tensor}, file)
@@ -184,7 +210,7 @@ class SafeTensors(TorchSave):
 class Memmap:
     name = "numpy.memmap"
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, *_):
         self.numpy = importlib.import_module("numpy")
         self.array = self.numpy.arange(size // 4, dtype="int32")
 
@@ -198,13 +224,20 @@ class Memmap:
 
 
 class KvikIO(Memmap):
-    """In compatibility mode, where there is no GPU."""
+    """In compatibility mode: without GPUDirect Storage, and from and into host memory. It asks the CUDA driver whose memory it is given, all the same."""
 
     name = "kvikio"
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, *_):
         super().__init__(size)
-        self.kvikio = importlib.import_module("kvikio")
+        os.environ["KVIKIO_COMPAT_MODE"] = "ON"
+        self.kvikio = import_peer("kvikio-cu13", "kvikio")
+        version = peers.version("kvikio-cu13")
+        try:
+            with tempfile.NamedTemporaryFile() as file, self.kvikio.CuFile(file.name, "w") as opened:
+                opened.write(self.array[:1024])
+        except RuntimeError as error:
+            raise Unavailable(f"{version}: {re.sub(r'^KvikIO failure at: [^ ]+ ', '', str(error).strip())}") from None
 
     def write(self, file: Path) -> None:
         with self.kvikio.CuFile(file, "w") as opened:
@@ -217,33 +250,50 @@ class KvikIO(Memmap):
         return bool(self.numpy.array_equal(into, self.array))
 
 
+def import_peer(name: str, module: str):
+    """Of the environment, or of where --peers has put it."""
+    sys.path.append(str(peers.FOLDER / name))
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Unavailable(str(error) if peers.version(name, peers.FOLDER) else "not installed: -- --peers does") from None
+
+
 def peer_rows(size: int, folder: str) -> Iterator[Row]:
     """Durable when written and cold when read; the comparison with what was written is in the time, as our checksum is."""
-    for make in (TorchSave, SafeTensors, Memmap, KvikIO):
-        try:
-            peer = make(size)
-        except ImportError as missing:
-            yield Row("nvme", f"{make.name} ({missing})", None)
-            continue
-        seconds: dict[str, list[float]] = {"write": [], "read": []}
-        file = Path(folder) / "peer"
-        for _ in range(PEER_ROUNDS):
-            begin = time.perf_counter()
-            peer.write(file)
-            flush(folder)
-            seconds["write"].append(time.perf_counter() - begin)
+    for make in (Ebbtide, TorchSave, SafeTensors, Memmap, KvikIO):
+        with ExitStack() as stack:
+            try:
+                peer = make(size, folder, stack)
+            except Unavailable as why:
+                yield Row("nvme", f"{make.name} ({why})", None)
+                continue
+            yield from rows_of_peer(peer, size, folder)
+
+
+def rows_of_peer(peer, size: int, folder: str) -> Iterator[Row]:
+    seconds: dict[str, list[float]] = {"write": [], "read": []}
+    file = Path(folder) / "peer"
+    for _ in range(PEER_ROUNDS):
+        begin = time.perf_counter()
+        peer.write(file)
+        flush(folder)
+        seconds["write"].append(time.perf_counter() - begin)
+        if file.exists():
             forget(file)
-            begin = time.perf_counter()
-            if not peer.read(file):
-                raise SystemExit(f"nvme: {peer.name} returned other bytes")
-            seconds["read"].append(time.perf_counter() - begin)
-            file.unlink()
-        for direction, several in seconds.items():
-            yield Row("nvme", f"{peer.name}.{direction}", size / GIB / statistics.median(several), "GiB/s")
+        begin = time.perf_counter()
+        if not peer.read(file):
+            raise SystemExit(f"nvme: {peer.name} returned other bytes")
+        seconds["read"].append(time.perf_counter() - begin)
+        file.unlink(missing_ok=True)
+    for direction, several in seconds.items():
+        yield Row("nvme", f"{peer.name}.{direction}", size / GIB / statistics.median(several), "GiB/s")
 
 
 def rows(options: list[str]) -> Iterator[Row]:
     arguments = parse_arguments(options)
+    if arguments.peers:
+        peers.install(which=peers.DISK_PEERS)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="ebbtide-bench-") as folder:
         yield from tier_rows(arguments, *measure(arguments, folder))
         yield from peer_rows(arguments.size, folder)

@@ -1,4 +1,5 @@
-"""What other projects do with activations: their own code, installed from PyPI into .cache/peers by `compare.sh --peers`, and never copied here.
+"""What other projects do with activations, or with disks: their own code, installed from PyPI into .cache/peers by `compare.sh --peers` and
+`run.sh nvme -- --peers`, and never copied here.
 
 Only the file with the mechanism is loaded, out of a package installed without what else that asks for, where nothing of that takes part: quantized
 weights, logging, other hardware. What it imports of such things is stood in for.
@@ -39,10 +40,16 @@ PEERS = {
     "axolotl": Peer(("axolotl",)),
 }
 
+# What nvme_bench.py puts tensors on a disk with. The one of KvikIO asks for a CUDA toolkit and CuPy, which its compatibility mode does not use.
+DISK_PEERS = {
+    "safetensors": Peer(("safetensors",)),
+    "kvikio-cu13": Peer(("kvikio-cu13", "libkvikio-cu13", "rapids-logger", "cuda-pathfinder")),
+}
 
-def install(folder: Path = FOLDER) -> None:
+
+def install(folder: Path = FOLDER, which: dict[str, Peer] = PEERS) -> None:
     """Each peer into a folder of its own, where it is not there yet. What cannot be installed is said, and its row tells it."""
-    for name, peer in PEERS.items():
+    for name, peer in which.items():
         if version(name, folder):
             continue
         print(f"peers: installing {name} into {folder / name}", file=sys.stderr)

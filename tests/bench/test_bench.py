@@ -215,6 +215,25 @@ def test_interval_of_a_ratio():
     assert row.met is True  # the interval reaches it
 
 
+def test_nvme_says_why_a_peer_is_not_beside_it(tmp_path, monkeypatch):
+    import nvme_bench
+    import peers
+    import ways
+
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ways.Unavailable, match="not installed: -- --peers does"):
+        nvme_bench.import_peer("no-such-peer", "no_such_peer")
+    module = tmp_path / "broken-peer/broken_peer.py"
+    (tmp_path / "broken-peer/broken_peer-1.2.dist-info").mkdir(parents=True)
+    (tmp_path / "broken-peer/broken_peer-1.2.dist-info/METADATA").write_text("Name: broken-peer\nVersion: 1.2\n")
+    module.write_text("import what_it_needs\n")
+    with pytest.raises(ways.Unavailable, match="No module named 'what_it_needs'"):
+        nvme_bench.import_peer("broken-peer", "broken_peer")
+    module.write_text("answer = 42\n")
+    assert nvme_bench.import_peer("broken-peer", "broken_peer").answer == 42
+
+
 @pytest.mark.parametrize("option, word", [("--folder=/no/such/folder", "/no/such/folder"), ("--size=1MiB", "256 MiB"), ("--rounds=0", "'0'")])
 def test_nvme_refuses_bad_input_in_one_line(option, word):
     refused = run([sys.executable, BENCH / "run.py", "nvme", "--", option])
