@@ -32,6 +32,7 @@
 #include <tuple>
 #include <vector>
 
+#include "autocast.h"
 #include "models.h"
 #include "support.h"
 
@@ -272,21 +273,10 @@ TEST_P(UnderTest, Autocast) {
     const at::Tensor m = h.view({64, 64}).matmul(w.view({64, 64})).exp();
     return m.matmul(w.view({64, 64}).t()).sin();
   };
-  struct Cast {
-    Cast() {
-      at::autocast::increment_nesting();
-      at::autocast::set_autocast_enabled(at::kCPU, true);
-      at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-    }
-    ~Cast() {
-      at::autocast::set_autocast_enabled(at::kCPU, false);
-      if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-    }
-  };
   const auto run = [&](bool in_region) {
     at::Tensor y;
     {
-      const Cast cast;
+      const Autocast autocast;
       y = forward([&] { return (in_region ? checkpoint(function, x * 0.01) : function(x * 0.01)).sum(); });
     }
     return torch::autograd::grad({y}, {x, w});

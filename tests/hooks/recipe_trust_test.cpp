@@ -7,6 +7,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <gmock/gmock.h>
+#include <tests/hooks/autocast.h>
 #include <tests/hooks/support.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -464,6 +465,37 @@ TEST_F(WeightTest, AChangeInTheForwardBeforeTheResultIsSavedIsSeen) {
     EXPECT_TRUE(same_bits(with, program(nullptr)));
   }
   EXPECT_FALSE(store_.stats().recomputed_ops.contains("cast")) << store_.report();
+}
+
+/// Autocast goes on with the cast that it has, though the parameter was written to since.
+TEST_F(WeightTest, ACastWeightIsMadeFromTheParameterOnlyIfThatWasNotWrittenToSince) {
+  store_.core()->use_costly_recipes(true);
+  const at::Tensor weight = square(7);
+  attach_tensor(store_, weight);
+  const auto program = [&](Store* store, bool write) {
+    const at::Tensor x = square(1), b = square(3);
+    const at::Tensor z = under(store, [&] {
+      const Autocast autocast;
+      const at::Tensor first = at::mm(x * 3, weight).sum();  // nobody saves the product: the cast alone is there now
+      if (write) change(weight);
+      return (at::mm(x * 2, weight) * b).sum() + first;
+    });
+    return grads(z, {b});
+  };
+  for (const bool write : {false, false, false, true}) {
+    const at::Tensor before = weight.detach().clone();
+    const Tensors with = program(&store_, write);
+    announce(weight);
+    {
+      const at::NoGradGuard no_grad;
+      weight.copy_(before);
+    }
+    EXPECT_TRUE(same_bits(with, program(nullptr, write)));
+    const at::NoGradGuard no_grad;
+    weight.copy_(before);
+  }
+  EXPECT_GE(store_.stats().recomputed_ops.at("mm").tensors, 1) << store_.report();
+  expect_all_is_over(store_);
 }
 
 TEST_F(WeightTest, OneThatNobodyAnnouncesIsNotRead) {
