@@ -3,6 +3,9 @@
 
 #include <torch/torch.h>
 
+#include <functional>
+#include <memory>
+
 namespace bench {
 
 constexpr int64_t kByteValues = 256;
@@ -24,10 +27,16 @@ struct BlockImpl : torch::nn::Module {
     at::Tensor attended = at::scaled_dot_product_attention(parts[0], parts[1], parts[2], /*attn_mask=*/{},
                                                            /*dropout_p=*/0.0, /*is_causal=*/true);
     x = x + attention_out(attended.transpose(1, 2).reshape({batch, tokens, width}));
-    return x + mlp_out(at::gelu(mlp_in(mlp_norm(x))));
+    return x + run_mlp([this](const at::Tensor& h) { return mlp_out(at::gelu(mlp_in(mlp_norm(h)))); }, x);
   }
 
   static torch::nn::LayerNorm norm(int64_t width) { return torch::nn::LayerNorm(torch::nn::LayerNormOptions({width})); }
+
+  using Mlp = std::function<at::Tensor(const at::Tensor&)>;
+  /// For those who would treat what is inside in another way.
+  std::function<at::Tensor(const Mlp& mlp, const at::Tensor& x)> run_mlp = [](const Mlp& mlp, const at::Tensor& x) {
+    return mlp(x);
+  };
 
   torch::nn::LayerNorm attention_norm;
   torch::nn::Linear query_key_value, attention_out;
@@ -57,10 +66,14 @@ struct GptImpl : torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& inputs, const at::Tensor& targets) {
     at::Tensor x = byte_embedding(inputs) + position_embedding->weight.slice(0, 0, inputs.size(1));
-    for (const auto& block : *blocks) x = block->as<Block>()->forward(x);
+    for (const auto& block : *blocks) x = run_block(std::dynamic_pointer_cast<BlockImpl>(block), x);
     at::Tensor logits = head(final_norm(x));
     return at::cross_entropy_loss(logits.view({-1, kByteValues}), targets.view(-1));
   }
+
+  /// For those who would not keep what is inside.
+  std::function<at::Tensor(const std::shared_ptr<BlockImpl>& block, const at::Tensor& x)> run_block =
+      [](const std::shared_ptr<BlockImpl>& block, const at::Tensor& x) { return block->forward(x); };
 
   torch::nn::Embedding byte_embedding, position_embedding;
   torch::nn::ModuleList blocks;

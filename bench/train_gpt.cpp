@@ -1,4 +1,4 @@
-// Trains a byte-level GPT on real text in LibTorch, plain or with Ebbtide; no Python in the process.
+// Trains a byte-level GPT on real text in LibTorch, plain or with Ebbtide in one of several ways; no Python in the process.
 //
 // Alone it trains and prints a line a step. With --turns it is a contender of demo.py: it waits for a word on stdin
 // (step, finish), does that, and answers with one line of JSON, as train_gpt.py does.
@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -28,7 +29,8 @@ struct Arguments {
   int64_t layers = 12, width = 768, tokens = 512, batch = 4, steps = 6;
   std::string device = "cpu";
   uint64_t seed = 0;
-  std::string data = "/usr/share/common-licenses", mode = "plain", budget = "0", spill;
+  std::string data = "/usr/share/common-licenses", mode = "plain", budget;
+  std::string spill = std::getenv("TMPDIR") != nullptr ? std::getenv("TMPDIR") : "/tmp";
   bool turns = false;
 };
 
@@ -44,12 +46,16 @@ void add_options(CLI::App& app, Arguments& arguments) {
   app.add_option("--steps", arguments.steps)->check(positive)->capture_default_str();
   app.add_option("--data", arguments.data, "A text file, or a folder of them")->capture_default_str();
   app.add_option("--seed", arguments.seed)->capture_default_str();
-  app.add_option("--mode", arguments.mode, "What happens to activations")
-      ->check(CLI::IsMember({"plain", "ebbtide"}))
+  app.add_option("--mode", arguments.mode,
+                 "What becomes of activations, as in train_gpt.py: they stay; full: are computed again, by "
+                 "ebbtide::checkpoint around each block; selective: the same, but for what each block's MLP saves; "
+                 "offload: move; ebbtide: move, or are computed again where that is cheap; regions: all of it, as the "
+                 "plan finds")
+      ->check(CLI::IsMember({"plain", "full", "selective", "offload", "ebbtide", "regions"}))
       ->capture_default_str();
-  app.add_option("--budget", arguments.budget, "Ebbtide: bytes of activations that may stay in memory, like 150MiB")
-      ->capture_default_str();
-  app.add_option("--spill", arguments.spill, "Ebbtide: folder for what leaves memory");
+  app.add_option("--budget", arguments.budget,
+                 "Ebbtide: bytes of activations that may stay in memory, like 150MiB (0; selective: what fits)");
+  app.add_option("--spill", arguments.spill, "Ebbtide: folder for what leaves memory")->capture_default_str();
   app.add_flag("--turns", arguments.turns, "Wait for each turn on stdin and answer in JSON, for demo.py");
   // One line an error, as everywhere in this folder.
   app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
@@ -58,10 +64,12 @@ void add_options(CLI::App& app, Arguments& arguments) {
 }
 
 std::optional<ebbtide::Store> open_store(const Arguments& arguments) {
-  if (arguments.mode != "ebbtide") return std::nullopt;
+  if (arguments.mode == "plain" || arguments.mode == "full") return std::nullopt;
   ebbtide::Options options;
-  ebbtide::set_option(options, "device_budget", arguments.budget);
-  if (!arguments.spill.empty()) options.spill_to = {arguments.spill};
+  if (!arguments.budget.empty() || arguments.mode != "selective")
+    ebbtide::set_option(options, "device_budget", arguments.budget.empty() ? "0" : arguments.budget);
+  options.spill_to = {arguments.spill};
+  options.recompute = arguments.mode != "offload";
   return std::optional<ebbtide::Store>(std::in_place, options);
 }
 
@@ -86,7 +94,8 @@ struct Step {
   double seconds;
   double loss;
   std::string digest;
-  nlohmann::json bytes;  // what became of this step's saved tensors; empty for plain
+  nlohmann::json bytes;  // what became of this step's saved tensors; empty without a store
+  int64_t block_runs;
 };
 
 /// The model, its optimizer and its text. One step is: forward, backward, AdamW.
@@ -100,11 +109,14 @@ class Training {
         tokens_(arguments.tokens),
         store_(open_store(arguments)),
         model_(seeded_model(arguments)),
-        optimizer_(model_->parameters(), torch::optim::AdamWOptions(3e-4)) {}
+        optimizer_(model_->parameters(), torch::optim::AdamWOptions(3e-4)) {
+    run_blocks(arguments.mode);
+  }
 
   Step step() {
     const auto [inputs, targets] = next_batch();
     const nlohmann::json before = counters();
+    block_runs_ = 0;
     device_.wait();
     const auto start = std::chrono::steady_clock::now();
     optimizer_.zero_grad();
@@ -123,7 +135,7 @@ class Training {
     nlohmann::json bytes = counters();
     for (auto& [name, value] : bytes.items()) value = value.get<int64_t>() - before.at(name).get<int64_t>();
     // The clock has stopped: hashing is no part of a step.
-    return {seconds.count(), loss.item<float>(), digest(loss, model_->parameters()), std::move(bytes)};
+    return {seconds.count(), loss.item<float>(), digest(loss, model_->parameters()), std::move(bytes), block_runs_};
   }
 
   void forget_peak() { device_.forget_peak(); }
@@ -138,6 +150,27 @@ class Training {
     Gpt model(arguments.layers, arguments.width, arguments.tokens);
     model->to(c10::Device(arguments.device));
     return model;
+  }
+
+  void run_blocks(const std::string& mode) {
+    using Block = std::shared_ptr<BlockImpl>;
+    const auto run = [this](const Block& block, const at::Tensor& x) {
+      ++block_runs_;
+      return block->forward(x);
+    };
+    model_->run_block = run;
+    if (mode == "full" || mode == "regions")
+      model_->run_block = [run](const Block& block, const at::Tensor& x) { return ebbtide::checkpoint(run, block, x); };
+    if (mode != "selective") return;
+    model_->run_block = [run](const Block& block, const at::Tensor& x) {
+      const ebbtide::Region again("block", ebbtide::Policy::kRecompute);
+      return ebbtide::checkpoint(run, block, x);
+    };
+    for (const auto& block : *model_->blocks)
+      block->as<BlockImpl>()->run_mlp = [](const BlockImpl::Mlp& mlp, const at::Tensor& x) {
+        const ebbtide::Region stays("mlp", ebbtide::Policy::kKeep);
+        return mlp(x);
+      };
   }
 
   at::Tensor forward(const at::Tensor& inputs, const at::Tensor& targets) {
@@ -175,6 +208,7 @@ class Training {
   std::optional<ebbtide::Store> store_;
   Gpt model_;
   torch::optim::AdamW optimizer_;
+  int64_t block_runs_ = 0;  // in this step
 };
 
 /// Starts the peak anew, so that loading libraries does not count. In a sandbox that forbids it the peak covers the
@@ -206,7 +240,11 @@ void take_turns(Training& training) {
         forget_peak_rss();
       }
       const Step step = training.step();
-      answer({{"seconds", step.seconds}, {"loss", step.loss}, {"digest", step.digest}, {"bytes", step.bytes}});
+      answer({{"seconds", step.seconds},
+              {"loss", step.loss},
+              {"digest", step.digest},
+              {"bytes", step.bytes},
+              {"block_runs", step.block_runs}});
     } else if (word == "finish") {
       const auto report = training.report();
       const auto peak_device = training.peak_device_bytes();

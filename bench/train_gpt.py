@@ -1,17 +1,27 @@
-"""Trains a byte-level GPT on real text: plain, with torch's checkpoint, or with Ebbtide, whose regions may be computed again.
+"""Trains a byte-level GPT on real text: plain, with torch's checkpoint, or with Ebbtide, in one of several ways.
 
 Alone it trains and prints a line a step. With --turns it is a contender of demo.py: it waits for a word on stdin (observe, step,
 finish), does that, and answers with one line of JSON. train_gpt.cpp is the same program without Python.
 """
 
 import functools
+import tempfile
 
 import cli
 import device
 import text
 from training import TextBatches, Training, Way, take_turns
 
-OF_EBBTIDE = ("ebbtide", "regions")
+OF_EBBTIDE = ("selective", "offload", "ebbtide", "regions")  # with a store
+MODES = {
+    "plain": "all stay",
+    "checkpoint": "torch's checkpoint around each block",
+    "full": "ebbtide.checkpoint around each block, and no store: its insides are computed again",
+    "selective": "the same, but what each block's MLP saves stays, as named by ebbtide.region",
+    "offload": "a store that moves them, and computes nothing again",
+    "ebbtide": "a store that moves them, or computes again what is cheap",
+    "regions": "a store, and ebbtide.checkpoint around each block: they stay, move or are computed again as the plan finds",
+}
 
 
 def parse_arguments():
@@ -19,14 +29,16 @@ def parse_arguments():
     add_training_options(parser)
     parser.add_argument(
         "--mode",
-        choices=("plain", "checkpoint", "ebbtide", "regions"),
+        choices=tuple(MODES),
         default="plain",
-        help="what happens to activations; regions: Ebbtide, whose checkpoint each block is called through (%(default)s)",
+        help="what becomes of activations; " + "; ".join(f"{mode}: {meaning}" for mode, meaning in MODES.items()) + " (%(default)s)",
     )
     parser.add_argument(
-        "--budget", default="0", help="Ebbtide: bytes of activations that may stay in memory, like 150MiB (%(default)s)"
+        "--budget", help="Ebbtide: bytes of activations that may stay in memory, like 150MiB (0; selective: what fits)"
     )
-    parser.add_argument("--spill", metavar="DIR", help="Ebbtide: folder for what leaves memory")
+    parser.add_argument(
+        "--spill", metavar="DIR", default=tempfile.gettempdir(), help="Ebbtide: folder for what leaves memory (%(default)s)"
+    )
     parser.add_argument("--turns", action="store_true", help="wait for each turn on stdin and answer in JSON, for demo.py")
     arguments = parser.parse_args()
     check_training_options(arguments)
@@ -72,6 +84,9 @@ def training_of(arguments) -> Training:
     torch.manual_seed(arguments.seed)
     batches = TextBatches(data, arguments.tokens, arguments.batch, arguments.seed, on.device)
     model = Gpt(arguments.layers, arguments.width, arguments.tokens, *_how_blocks_run(arguments.mode))
+    if arguments.mode == "selective":
+        for block in model.blocks:
+            block.mlp = import_ebbtide().region("mlp", policy="keep")(block.mlp)
     model.to(on.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     store = open_store(arguments) if arguments.mode in OF_EBBTIDE else None
@@ -83,7 +98,11 @@ def _how_blocks_run(mode: str) -> tuple:
         from torch.utils.checkpoint import checkpoint
 
         return (functools.partial(checkpoint, use_reentrant=False),)
-    return (import_ebbtide().checkpoint,) if mode == "regions" else ()
+    if mode in ("full", "regions"):
+        return (import_ebbtide().checkpoint,)
+    if mode == "selective":
+        return (import_ebbtide().region("block", policy="recompute")(import_ebbtide().checkpoint),)
+    return ()
 
 
 def import_ebbtide():
@@ -95,7 +114,10 @@ def import_ebbtide():
 
 
 def open_store(arguments):
-    return import_ebbtide().Store(device_budget=arguments.budget, spill_to=arguments.spill)
+    options = {"spill_to": arguments.spill, "recompute": arguments.mode != "offload"}
+    if arguments.budget is not None or arguments.mode != "selective":
+        options["device_budget"] = arguments.budget or "0"
+    return import_ebbtide().Store(**options)
 
 
 def train(training: Training, steps: int) -> None:

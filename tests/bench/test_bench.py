@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(BENCH))
 
 import cli  # noqa: E402
 import demo_result  # noqa: E402
+from contender import Contender  # noqa: E402
 from memory_limit import MemoryLimit  # noqa: E402
 from saved_bytes import SavedBytes  # noqa: E402
 from text import load_text  # noqa: E402
@@ -182,6 +184,49 @@ def test_demo_end_to_end(tmp_path):
         assert runs[name]["spilled_bytes"] + runs[name]["recomputed_bytes"] > 0
     assert all(value > 0 for value in result["ratios"].values()) and len(result["ratios"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+WAYS = ("full", "selective", "offload", "ebbtide", "regions")
+SMALL = ["--layers=3", "--width=128", "--tokens=128", "--batch=4"]  # records above the 64 KiB under which tensors stay
+
+
+def steps_of(language, mode, *options, observed=False):
+    """What three steps answer, Ebbtide's report, and with `observed` what a step saves in Python's eyes."""
+    with Contender(mode, [*map(str, TRAIN_GPT[language]), "--turns", f"--mode={mode}", *SMALL, *options], PYTHONPATH=str(ROOT / "build/python")) as program:
+        program.wait_ready()
+        saved = program.ask("observe")["saved_bytes"] if observed else None
+        steps = [program.ask("step") for _ in range(3)]
+        report = program.finish()["report"]
+    return steps, report, saved
+
+
+@pytest.fixture(scope="module", params=TRAIN_GPT)
+def plain_steps(request):
+    steps, _, saved = steps_of(request.param, "plain", observed=request.param == "python")
+    return request.param, steps, saved
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_by_one_argument(plain_steps, way):
+    language, plain, saved = plain_steps
+    steps, report, saved_here = steps_of(language, way, observed=language == "python" and way == "full")
+    assert [step["digest"] for step in steps] == [step["digest"] for step in plain]
+    became = steps[0]["bytes"]  # of later ones a plan decides
+    if way == "full":
+        assert not became and report is None  # no store
+        if language == "python":
+            assert saved_here < saved / 2
+    elif way == "selective":
+        assert became["kept"] > became["recomputed"] > 0 and became["spilled"] == 0
+    elif way == "offload":
+        assert became["spilled"] > became["saved"] / 2 and became["recomputed"] == 0
+    else:
+        assert became["recomputed"] > 0
+    if report is not None:
+        assert bool(re.search("^ +region", report, re.MULTILINE)) == (way in ("selective", "regions"))
+    if language == "cpp":
+        again = steps[0]["block_runs"] - plain[0]["block_runs"]
+        assert (again > 0) == (way in ("full", "selective", "regions"))
 
 
 def test_run_names_its_parts():
