@@ -304,6 +304,33 @@ def test_every_dtype_with_gradients(store, dtype):
     assert_as_plain(store, run)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_eight_bit_floats(store, dtype):
+    """As training in FP8 saves its operands: by a function of its own, which casts them back."""
+
+    class Cast(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            small = x.detach().to(dtype)
+            ctx.save_for_backward(small)
+            return small.float() * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            (small,) = ctx.saved_tensors
+            assert small.dtype == dtype
+            return grad * small.float()
+
+    def run(scope):
+        x = leaf(0, 4 * SIZE)
+        with scope:
+            y = Cast.apply(Cast.apply(x * 1.5)).sum()
+        y.backward()
+        return [x.grad]
+
+    assert_as_plain(store, run)
+
+
 def test_integers_bools_and_bytes(store):
     """Indices and masks are saved too."""
 

@@ -277,6 +277,22 @@ def test_fully_sharded(store, one_rank, reshard):
     assert_as_plain(store, run)
 
 
+@pytest.mark.parametrize("original", [True, False], ids=["original parameters", "flat parameters"])
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")  # of one rank
+def test_flat_parameters(store, one_rank, original):
+    """FullyShardedDataParallel lays parameters into one, of which modules read views."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    def run(scope):
+        torch.manual_seed(0)
+        blocks = (nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(3))
+        wrapped = [FullyShardedDataParallel(block, use_orig_params=original, device_id=torch.device("cpu")) for block in blocks]
+        model = FullyShardedDataParallel(nn.Sequential(*wrapped), use_orig_params=original, device_id=torch.device("cpu"))
+        return steps_of(model, rows(), scope)
+
+    assert_as_plain(store, run)
+
+
 def test_data_parallel(store, one_rank):
     """DistributedDataParallel's gradients are views of its buckets."""
 
