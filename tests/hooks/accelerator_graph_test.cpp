@@ -1,8 +1,13 @@
 // What programs do with graphs on accelerators: interleave them, keep them, drop them, break them off; on two devices and
 // from two threads.
+#include <ebbtide/hooks/checkpoint.h>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/rand.h>
 #include <c10/util/Exception.h>
 #include <gmock/gmock.h>
 #include <tests/hooks/accelerator_support.h>
+#include <tests/support/sim_accelerator/sim_guard.h>
 
 #include <array>
 #include <stdexcept>
@@ -53,6 +58,30 @@ TEST(AcceleratorTest, GraphDroppedInTheMiddleOfItsBackward) {
     seen.push_back(x.grad());
     return to_cpu(seen);
   });
+}
+
+/// Which was asked for numbers by the first run, and by nobody else afterwards.
+TEST(AcceleratorTest, ARegionRunsAgainWithTheRandomNumbersOfItsDevice) {
+  expect_same_as_plain(
+      [](SimAccelerator&, Store* store) {
+        const at::Generator own = at::make_generator<at::CPUGeneratorImpl>(5);
+        const SimGenerator of_the_devices(own);
+        const at::Tensor x = device_leaf(1);
+        const auto noisy = [&own](const at::Tensor& h) {
+          const at::Tensor noise = at::rand(h.sizes(), own, at::TensorOptions(at::kFloat)).to(h.device());
+          return (h.sin() * noise).exp() * h.cos();
+        };
+        const at::Tensor loss = under(store, [&] {
+          at::Tensor h = x * 2;
+          for (int i = 0; i < 3; ++i) h = store != nullptr ? checkpoint(noisy, h) : noisy(h);
+          return h.sum();
+        });
+        (void)at::rand({4}, own, at::TensorOptions(at::kFloat));
+        loss.backward();
+        if (store != nullptr) EXPECT_GT(store->stats().recomputed.tensors, 0) << store->report();
+        return Tensors{x.grad().cpu(), at::rand({4}, own, at::TensorOptions(at::kFloat))};
+      },
+      {Bytes(0)});
 }
 
 TEST(AcceleratorTest, RetainedGraph) {

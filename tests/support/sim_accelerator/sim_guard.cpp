@@ -105,6 +105,11 @@ class SimGuard final : public c10::impl::DeviceGuardImplInterface {
   }
 };
 
+at::Generator& own_generator() {
+  static at::Generator generator;
+  return generator;
+}
+
 class SimHooks final : public at::PrivateUse1HooksInterface {
  public:
   bool isBuilt() const override { return true; }
@@ -116,9 +121,8 @@ class SimHooks final : public at::PrivateUse1HooksInterface {
   c10::DeviceIndex exchangeDevice(c10::DeviceIndex index) const override { return exchange_sim_device(index); }
   c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex index) const override { return exchange_sim_device(index); }
   bool isPinnedPtr(const void*) const override { return false; }
-  // Random numbers are the CPU's, so that models see the same ones there.
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
-    return at::globalContext().defaultGenerator(at::kCPU);
+    return own_generator().defined() ? own_generator() : at::globalContext().defaultGenerator(at::kCPU);
   }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
     const c10::DeviceGuard guard(storage.device());
@@ -135,6 +139,14 @@ class SimHooks final : public at::PrivateUse1HooksInterface {
 void register_sim_guard() {
   c10::impl::registerDeviceGuard(kSimType, new SimGuard);  // torch keeps the pointers
   at::RegisterPrivateUse1HooksInterface(new SimHooks);
+}
+
+SimGenerator::SimGenerator(at::Generator own) {
+  own_generator() = std::move(own);
+}
+
+SimGenerator::~SimGenerator() {
+  own_generator() = at::Generator();
 }
 
 }  // namespace ebbtide::test
