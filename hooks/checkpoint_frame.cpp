@@ -32,6 +32,11 @@ std::vector<c10::Device> devices_of(const std::vector<at::Tensor>& tensors) {
   return devices;
 }
 
+uint64_t next_number() {
+  static std::atomic<uint64_t> next{1};
+  return next++;
+}
+
 /// The store's part of hooks that are its own.
 const SavedTensor* saved_by_store(const torch::autograd::SavedVariableHooks* hooks) {
   if (const auto* of_region = dynamic_cast<const CheckpointedTensor*>(hooks)) return of_region->saved();
@@ -64,6 +69,7 @@ class CheckpointRecipe final : public RunnableRecipe {
   bool inputs_unchanged() const noexcept override { return frame_->inputs_unchanged(); }
   bool cheap() const noexcept override { return false; }
   bool asked_for() const noexcept override { return true; }
+  uint64_t group() const noexcept override { return frame_->number(); }
   bool to_the_last_byte() const noexcept override { return !workspace_; }
   std::shared_ptr<TorchStorage> make_again(Record& record, StreamId) const override {
     return frame_->make_again(record);
@@ -127,7 +133,8 @@ at::Tensor CheckpointFrame::Input::value() const {
 
 CheckpointFrame::CheckpointFrame(const std::vector<at::Tensor>& inputs, Run again, std::shared_ptr<StoreCore> store,
                                  bool at_once)
-    : again_(std::move(again)),
+    : number_(next_number()),
+      again_(std::move(again)),
       store_(std::move(store)),
       label_(current_region()),
       surroundings_(devices_of(inputs)),

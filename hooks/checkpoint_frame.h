@@ -83,6 +83,7 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
   /// What is saved from now on cannot be made again without running a collective again.
   void ran_collective() noexcept { store_may_run_it_ = false; }
 
+  uint64_t number() const noexcept { return number_; }  ///< of no other, nor zero
   const std::shared_ptr<StoreCore>& store() const noexcept { return store_; }
   bool inputs_unchanged() const noexcept;
   /// As RunnableRecipe::make_again().
@@ -124,6 +125,7 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
   void watch(int task);
   void let_go() noexcept;
 
+  const uint64_t number_;
   const Run again_;
   const std::shared_ptr<StoreCore> store_;
   const RegionLabel* const label_;

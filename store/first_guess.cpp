@@ -22,6 +22,7 @@ FirstGuess::FirstGuess(const Profile& profile, const Machine& machine, const Bud
   if (machine.disk) disk_ = machine.disk->write;
   const double first = has_host_ ? link_ : disk_;
   stall_ratio_ = first > 0 ? 1 / first : kNever;
+  const std::vector<double> redo_s = redo_shares(profile);
   for (const ProfiledStep& step : profile.steps) {
     if (step.what == ProfiledStep::What::kUnpack) break;
     const ProfiledRecord& record = profile.records[step.record];
@@ -29,7 +30,7 @@ FirstGuess::FirstGuess(const Profile& profile, const Machine& machine, const Bud
     if (record.mobility == Mobility::kElsewhere || record.moved == Bytes(0)) continue;
     const auto bytes = static_cast<double>(record.moved.count());
     const bool redoable = recompute && record.recipe && record.mobility == Mobility::kMovable;
-    packs_.push_back({step.record, step.at, bytes, redoable ? record.recipe->seconds / bytes : kNever});
+    packs_.push_back({step.record, step.at, bytes, redoable ? redo_s[step.record] / bytes : kNever});
   }
 }
 

@@ -1,7 +1,7 @@
 // A profile:
 // {"seconds": s,
 //  "records": [{"bytes": n, "moved": n, "device": n, "mobility": "movable", "op": "..", "region": "..", "kind": n,
-//               "recipe": {"seconds": s, "inputs": [i, ..]}}, ..],
+//               "recipe": {"seconds": s, "inputs": [i, ..], "group": i}}, ..],
 //  "steps": [["pack", record, at], ..]}
 // Conditions; times in seconds, speeds in bytes a second; of a link: alone, and while both directions are busy:
 // {"device_budget": n, "host_budget": n, "spill_budget": n,
@@ -65,6 +65,7 @@ Json json_of(const ProfiledRecord& record) {
                {"region", record.region},
                {"kind", record.kind}};
   if (record.recipe) json["recipe"] = {{"seconds", record.recipe->seconds}, {"inputs", record.recipe->inputs}};
+  if (record.recipe && record.recipe->group) json["recipe"]["group"] = *record.recipe->group;
   return json;
 }
 
@@ -79,6 +80,7 @@ ProfiledRecord record_of(const Json& json) {
   if (const auto recipe = json.find("recipe"); recipe != json.end()) {
     record.recipe = ProfiledRecipe{.seconds = number_of(recipe->at("seconds")), .inputs = {}};
     for (const Json& input : recipe->at("inputs")) record.recipe->inputs.push_back(index_of(input));
+    if (const auto group = recipe->find("group"); group != recipe->end()) record.recipe->group = index_of(*group);
   }
   return record;
 }

@@ -8,6 +8,8 @@
 #include <bit>
 #include <map>
 #include <optional>
+#include <unordered_map>
+#include <utility>
 
 namespace ebbtide {
 namespace {
@@ -44,9 +46,10 @@ uint32_t PassLog::pack(const Packed& packed, Time now) {
   return index;
 }
 
-void PassLog::set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs) {
+void PassLog::set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs, uint64_t group) {
   Made& made = made_[index];
   made.redo_s = seconds;
+  made.group = group;
   made.first_input = static_cast<uint32_t>(inputs_.size());
   made.inputs = static_cast<uint32_t>(inputs.size());
   inputs_.insert(inputs_.end(), inputs.begin(), inputs.end());
@@ -100,6 +103,24 @@ Profile PassLog::profile() const {
   }
   profile.steps = steps_;
   profile.seconds = seconds_;
+  struct Run {
+    uint32_t first = 0;           // of what it makes
+    std::optional<double> until;  // that it has come to, by the packs seen
+  };
+  std::unordered_map<uint64_t, Run> runs;
+  for (uint32_t i = 0; i < made_.size(); ++i)
+    if (made_[i].group != 0 && profile.records[i].recipe) runs.try_emplace(made_[i].group, Run{i, std::nullopt});
+  std::map<uint32_t, double> latest_on;  // of each device, which may be one of several that work at once
+  for (const ProfiledStep& step : steps_) {
+    const double before =
+        std::exchange(latest_on.try_emplace(made_[step.record].device, step.at).first->second, step.at);
+    auto& recipe = profile.records[step.record].recipe;
+    if (step.what != ProfiledStep::What::kPack || !recipe || made_[step.record].group == 0) continue;
+    Run& run = runs.at(made_[step.record].group);
+    recipe->group = run.first;
+    recipe->seconds = step.at - run.until.value_or(before);
+    run.until = step.at;
+  }
   return profile;
 }
 

@@ -52,8 +52,11 @@ class EBBTIDE_API PassLog {
   void retime(std::span<const std::pair<size_t, double>> times, double seconds);
 
   void set_mobility(uint32_t index, Mobility mobility) noexcept { made_[index].mobility = mobility; }
-  /// The record can be made again. `seconds`: a guess at what that takes.
-  void set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs);
+  /// The record can be made again. `seconds`: a guess at what that takes. `group`: as Recipe::group(); of what one run makes
+  /// profile() tells by the times of the packs what it takes up to each.
+  void set_recipe(uint32_t index, double seconds, std::span<const uint32_t> inputs, uint64_t group = 0);
+  /// It is not to be made again after all.
+  void forget_recipe(uint32_t index) noexcept { made_[index].redo_s = -1; }
   /// A redo took so long.
   void set_redo_seconds(uint32_t index, double seconds) noexcept { made_[index].redo_s = seconds; }
 
@@ -81,6 +84,7 @@ class EBBTIDE_API PassLog {
   struct Made : Packed {
     Mobility mobility = Mobility::kMovable;
     double redo_s = -1;  // < 0: no recipe
+    uint64_t group = 0;
     uint32_t first_input = 0;
     uint32_t inputs = 0;
   };

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 #include <random>
 #include <utility>
 
@@ -43,17 +44,21 @@ PlanSearch::PlanSearch(const Profile& profile, const Machine& machine, const Bud
     if (step.what == ProfiledStep::What::kUnpack && reuse[step.record] == kNever)
       reuse[step.record] = step.at - packed_at[step.record];
   }
+  const std::vector<double> redo_s = redo_shares(profile);
   std::vector<double> ratio(profile.records.size());
+  std::map<uint32_t, std::vector<uint32_t>> groups;
   for (uint32_t i = 0; i < profile.records.size(); ++i) {
     const ProfiledRecord& record = profile.records[i];
     if (record.device != options.device || record.mobility != Mobility::kMovable || record.bytes == Bytes(0)) continue;
     by_reuse_.push_back(i);
     if (!options.recompute || !record.recipe) continue;
-    ratio[i] = record.recipe->seconds / static_cast<double>(std::max<int64_t>(1, record.moved.count()));
+    ratio[i] = redo_s[i] / static_cast<double>(std::max<int64_t>(1, record.moved.count()));
+    if (record.recipe->group) groups[*record.recipe->group].push_back(i);
     by_ratio_.push_back(i);
   }
   std::ranges::stable_sort(by_reuse_, std::greater<>(), [&](uint32_t i) { return reuse[i]; });
   std::ranges::stable_sort(by_ratio_, std::less<>(), [&](uint32_t i) { return ratio[i]; });
+  for (auto& [first, records] : groups) groups_.push_back(std::move(records));
 }
 
 void PlanSearch::run() {
@@ -63,6 +68,7 @@ void PlanSearch::run() {
     try_all();
   } else {
     guess();
+    guess_groups();
     improve();
     improve_in_pairs();
     anneal();
@@ -138,6 +144,45 @@ void PlanSearch::improve() {
     if (better) continue;
     if (at_once == 1) return;
     at_once = (at_once + 1) / 2;
+  }
+}
+
+/// What one run makes costs nothing more where the run is needed anyway, and saves nothing as long as it is. So which runs
+/// there are: some in a row, all that they make. In smaller and smaller steps from where the best row was.
+void PlanSearch::guess_groups() {
+  if (groups_.size() < 2) return;
+  struct Row {
+    size_t first = 0, length = 0;
+  };
+  const std::vector<Action> others = actions_;
+  const auto simulated = [&](const Row& row) {
+    std::vector<Action> actions = others;
+    for (size_t i = 0; i < groups_.size(); ++i)
+      for (const uint32_t record : groups_[i])
+        actions[record] = row.first <= i && i < row.first + row.length ? Action::kRecompute : Action::kOffload;
+    sink(actions);
+    const Simulated result = simulate(actions);
+    take(result, std::move(actions));
+    return rank(result);
+  };
+  Row row;
+  Rank best = simulated(row);
+  for (size_t step = groups_.size() / 2; step > 0; step /= 2) {
+    for (bool better = true; better;) {
+      better = false;
+      const Row from = row;
+      for (const Row& next : {Row{from.first, from.length + step}, Row{from.first + step, from.length},
+                              Row{from.first - std::min(step, from.first), from.length},
+                              Row{from.first, from.length - std::min(step, from.length)}}) {
+        if (done()) return;
+        if (next.first + next.length > groups_.size()) continue;
+        const Rank now = simulated(next);
+        if (!(now < best)) continue;
+        best = now;
+        row = next;
+        better = true;
+      }
+    }
   }
 }
 
@@ -253,7 +298,8 @@ bool PlanSearch::consider(std::vector<Action> actions) {
   std::vector<Action> frozen = simulator_.became();
   if (frozen == actions) return take(first, std::move(actions));
   constexpr double kHopeless = 1.02;
-  if (fits() && first.step_s > simulated_.step_s * kHopeless) return false;
+  // Taken all the same where it is the first that needs no more than the budget.
+  if (fits() && first.step_s > simulated_.step_s * kHopeless) return take(first, std::move(actions));
   sink(frozen);
   const Simulated second = simulate(frozen);
   const bool better = take(second, std::move(frozen));

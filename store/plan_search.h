@@ -36,6 +36,7 @@ class PlanSearch {
   double least_within(Bytes device) const;
   void begin_with_extremes();
   void guess();
+  void guess_groups();
   void try_all();
   void improve();
   void improve_in_pairs();
@@ -62,8 +63,9 @@ class PlanSearch {
   Simulator simulator_;
   const FirstGuess guesses_;
   std::vector<Action> treatments_{Action::kKeep, Action::kOffload};  // that may be tried; sink() makes spills
-  std::vector<uint32_t> by_ratio_;  // records that can be redone, by redo seconds a byte
-  std::vector<uint32_t> by_reuse_;  // records that can leave, from pack to first need the longest first
+  std::vector<uint32_t> by_ratio_;             // records that can be redone, by redo seconds a byte
+  std::vector<std::vector<uint32_t>> groups_;  // that can be redone, by one run each
+  std::vector<uint32_t> by_reuse_;             // records that can leave, from pack to first need the longest first
   int64_t simulations_left_;
   Bytes allowed_;       // peak
   double least_s_ = 0;  // no plan takes less

@@ -107,7 +107,7 @@ void StoreCore::note_recipe_locked(Record& record, std::optional<double> seconds
     if (const auto measured = speeds.find(record.recipe_->op()); measured != speeds.end()) speed = measured->second;
     seconds = static_cast<double>(record.footprint_.count()) / speed;
   }
-  pass.log_.set_recipe(record.index_, *seconds, inputs);
+  pass.log_.set_recipe(record.index_, *seconds, inputs, record.recipe_->group());
 }
 
 void StoreCore::note_redo_locked(Record& record, double seconds) {
@@ -115,6 +115,7 @@ void StoreCore::note_redo_locked(Record& record, double seconds) {
   if (pass.ended_ || !pass.logs_) return;
   pass.log_.pause(seconds);
   if (record.tier_->link || seconds <= 0) return;  // a device has only been asked for it
+  if (record.recipe_->group() != 0) return;        // one of several that were made
   pass.log_.set_redo_seconds(record.index_, seconds);
   double& mean = redo_speed_[record.recipe_->op()];
   const double now = speed(record.footprint_, seconds);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 #include <utility>
 
 namespace ebbtide {
@@ -46,6 +47,8 @@ std::optional<std::string> invalid_record(const ProfiledRecord& record, size_t r
   if (!(record.recipe->seconds >= 0) || !std::isfinite(record.recipe->seconds)) return "has a recipe of no valid time";
   for (const uint32_t input : record.recipe->inputs)
     if (input >= records) return "has a recipe that reads " + record_named(input) + ", which is not there";
+  if (record.recipe->group && *record.recipe->group >= records)
+    return "is made with " + record_named(*record.recipe->group) + ", which is not there";
   return std::nullopt;
 }
 
@@ -69,6 +72,12 @@ std::optional<std::string> Profile::invalid() const {
     if (records[i].bytes > room) return "the records have more than an exbibyte";
     room -= records[i].bytes;
   }
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (!records[i].recipe || !records[i].recipe->group) continue;
+    const uint32_t first = *records[i].recipe->group;
+    if (first > i || !records[first].recipe || records[first].recipe->group != first)
+      return record_named(i) + " is made with " + record_named(first) + ", which is not the first of its run";
+  }
   if (has_circle(records)) return "a recipe rests on itself";
   enum : uint8_t { kUnseen, kAlive, kDead };
   std::vector<uint8_t> state(records.size(), kUnseen);
@@ -87,6 +96,29 @@ std::optional<std::string> Profile::invalid() const {
     if (state[i] == kUnseen) return record_named(i) + " is never packed";
   if (!(seconds >= before) || !std::isfinite(seconds)) return "the end is earlier than the last step";
   return std::nullopt;
+}
+
+std::vector<double> redo_shares(const Profile& profile) {
+  struct Run {
+    double seconds = 0, bytes = 0;
+  };
+  std::unordered_map<uint32_t, Run> runs;
+  for (const ProfiledRecord& record : profile.records) {
+    if (!record.recipe || !record.recipe->group) continue;
+    Run& run = runs[*record.recipe->group];
+    run.seconds += record.recipe->seconds;
+    run.bytes += static_cast<double>(record.moved.count());
+  }
+  std::vector<double> shares(profile.records.size());
+  for (size_t i = 0; i < shares.size(); ++i) {
+    const auto& recipe = profile.records[i].recipe;
+    if (!recipe) continue;
+    shares[i] = recipe->seconds;
+    if (!recipe->group) continue;
+    const Run& run = runs.at(*recipe->group);
+    shares[i] = run.bytes > 0 ? run.seconds * static_cast<double>(profile.records[i].moved.count()) / run.bytes : 0;
+  }
+  return shares;
 }
 
 std::optional<Profile> median(std::span<const Profile> passes) {

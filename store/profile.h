@@ -17,6 +17,9 @@ namespace ebbtide {
 struct ProfiledRecipe {
   double seconds = 0;            ///< of compute, one redo, its inputs being there
   std::vector<uint32_t> inputs;  ///< the records that it reads, by index; each may have a recipe itself
+  /// Where one run makes several records: the first of them. `seconds` then is what the run takes from the one before this
+  /// to this. It makes all of them that are to be redone, and ends after the last.
+  std::optional<uint32_t> group = {};
 
   bool operator==(const ProfiledRecipe&) const = default;
 };
@@ -65,6 +68,10 @@ struct EBBTIDE_API Profile {
   std::optional<std::string> invalid() const;
   bool operator==(const Profile&) const = default;
 };
+
+/// What a redo of each record takes, by index, as far as that can be said of one alone: where one run makes several, its
+/// share of the whole run, by bytes. Zero where there is no recipe.
+EBBTIDE_API std::vector<double> redo_shares(const Profile& profile);
 
 /// The last of the passes, each of its times being the median of that time in all that did the same: packed records of
 /// the same size, kind and op, and took the same steps. None of none.

@@ -4,6 +4,7 @@
 #include <ebbtide/pinned_pool/bytes.h>
 #include <ebbtide/pinned_pool/export.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -41,6 +42,9 @@ class EBBTIDE_API Recipe {
   /// Whether all bytes are the same each time. Not so for what means nothing to anyone but the op that wrote it (the
   /// workspace of a recurrent layer has gaps).
   virtual bool to_the_last_byte() const noexcept { return true; }
+  /// Above zero: one run makes all of the pass's records whose recipes say the same number, in the order in which they were
+  /// packed, and ends after the last that is wanted.
+  virtual uint64_t group() const noexcept { return 0; }
   /// What a redo takes, its inputs at hand; none where it was not measured.
   virtual std::optional<double> seconds() const noexcept { return std::nullopt; }
 

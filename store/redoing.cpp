@@ -70,6 +70,7 @@ void StoreCore::note_recipe_takes(Record& record, const Recipe& recipe, double s
 void StoreCore::keep_from_redo(Record& record) {
   std::lock_guard lock(mutex_);
   if (!record.recipe_ || !record.recipe_->asked_for()) return;
+  if (Pass& pass = *record.pass_; !pass.ended_ && pass.logs_) pass.log_.forget_recipe(record.index_);
   note_redoable_locked(record, false);
   if (record.resident_) place_locked(*record.resident_);
 }

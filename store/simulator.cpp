@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 namespace ebbtide {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr uint32_t kAlone = std::numeric_limits<uint32_t>::max();
 
 /// First in, first out; keeps its memory when it is cleared.
 template <class T>
@@ -52,6 +54,8 @@ class Simulator::Run {
     int64_t moved = 0;
     double redo_s = 0;
     uint32_t first_input = 0, last_input = 0;
+    uint32_t group = kAlone;
+    uint32_t packed = 0, last_unpack = 0;  // by place in `steps_`
     bool may_leave = false, may_redo = false;
   };
   struct State {  // of a record, in one run
@@ -66,6 +70,10 @@ class Simulator::Run {
     double ready = 0;      // from then on the copy in may begin; of what is spilled, its read
     double arrives = 0;
   };
+  struct Group {  // one run makes them
+    std::vector<uint32_t> records;
+    double redo_s = 0;  // that the run is still to take
+  };
   struct Leaving {
     uint32_t record;
     double end;  // as the lane's end() reads it
@@ -77,7 +85,8 @@ class Simulator::Run {
 
   void prepare(std::span<const Action> actions);
   Action possible(const Fixed& fixed, Action action) const noexcept;
-  void need(uint32_t record);
+  void need(uint32_t record, size_t step);
+  void need_alone(uint32_t record);
   void reset();
 
   void pack(uint32_t record);
@@ -109,6 +118,7 @@ class Simulator::Run {
   double copying_s_per_byte_ = 0;
   std::vector<Fixed> fixed_;
   std::vector<uint32_t> inputs_;
+  std::vector<Group> groups_;
   std::vector<ProfiledStep> steps_;
   double seconds_;
 
@@ -143,6 +153,7 @@ Simulator::Run::Run(const Profile& profile, const Machine& machine, const Budget
     copying_s_per_byte_ = machine.disk->compute_s_per_byte;
   }
   fixed_.resize(profile.records.size());
+  std::unordered_map<uint32_t, uint32_t> groups;
   for (size_t i = 0; i < fixed_.size(); ++i) {
     const ProfiledRecord& record = profile.records[i];
     Fixed& fixed = fixed_[i];
@@ -157,9 +168,17 @@ Simulator::Run::Run(const Profile& profile, const Machine& machine, const Budget
     fixed.first_input = static_cast<uint32_t>(inputs_.size());
     inputs_.insert(inputs_.end(), record.recipe->inputs.begin(), record.recipe->inputs.end());
     fixed.last_input = static_cast<uint32_t>(inputs_.size());
+    if (!record.recipe->group) continue;
+    fixed.group = groups.try_emplace(*record.recipe->group, static_cast<uint32_t>(groups.size())).first->second;
+    groups_.resize(groups.size());
+    groups_[fixed.group].records.push_back(static_cast<uint32_t>(i));
   }
   for (const ProfiledStep& step : profile.steps)
     if (fixed_[step.record].held > 0) steps_.push_back(step);
+  for (uint32_t i = 0; i < steps_.size(); ++i) {
+    if (steps_[i].what == ProfiledStep::What::kPack) fixed_[steps_[i].record].packed = i;
+    if (steps_[i].what == ProfiledStep::What::kUnpack) fixed_[steps_[i].record].last_unpack = i;
+  }
   last_item_.resize(steps_.size());
   states_.resize(fixed_.size());
 }
@@ -221,13 +240,34 @@ Action Simulator::Run::possible(const Fixed& fixed, Action action) const noexcep
 /// Puts all that comes back in order of first need. A redo's inputs are needed before it.
 void Simulator::Run::prepare(std::span<const Action> actions) {
   for (size_t i = 0; i < states_.size(); ++i) states_[i].action = possible(fixed_[i], actions[i]);
+  for (Group& group : groups_) {
+    double until = group.redo_s = 0;
+    for (const uint32_t record : group.records) {
+      until += fixed_[record].redo_s;
+      if (states_[record].action == Action::kRecompute && fixed_[record].last_unpack > 0) group.redo_s = until;
+    }
+  }
   for (size_t i = 0; i < steps_.size(); ++i) {
-    if (steps_[i].what == ProfiledStep::What::kUnpack) need(steps_[i].record);
+    if (steps_[i].what == ProfiledStep::What::kUnpack) need(steps_[i].record, i);
     last_item_[i] = static_cast<uint32_t>(order_.size());
   }
 }
 
-void Simulator::Run::need(uint32_t wanted) {
+/// With what is made by the same run, as far as it will be asked for.
+void Simulator::Run::need(uint32_t wanted, size_t step) {
+  const size_t before = order_.size();
+  need_alone(wanted);
+  for (size_t i = before; i < order_.size(); ++i) {
+    const uint32_t group = fixed_[order_[i]].group;
+    if (group == kAlone || states_[order_[i]].action != Action::kRecompute) continue;
+    for (const uint32_t record : groups_[group].records)
+      if (states_[record].action == Action::kRecompute && !states_[record].needed && fixed_[record].packed < step &&
+          step < fixed_[record].last_unpack)
+        need_alone(record);
+  }
+}
+
+void Simulator::Run::need_alone(uint32_t wanted) {
   const auto settle = [&](uint32_t record) {
     State& state = states_[record];
     if (state.needed || state.action == Action::kKeep) return true;
@@ -341,9 +381,10 @@ void Simulator::Run::unpack(uint32_t first_item, uint32_t last_item) {
     const Fixed& fixed = fixed_[record];
     if (state.place == Place::kReturning) {
       if (state.action == Action::kRecompute) {
-        result_.recompute_s += fixed.redo_s;
-        delay_ += fixed.redo_s;
-        advance(now_ + fixed.redo_s);
+        const double seconds = fixed.group == kAlone ? fixed.redo_s : std::exchange(groups_[fixed.group].redo_s, 0);
+        result_.recompute_s += seconds;
+        delay_ += seconds;
+        advance(now_ + seconds);
       } else {
         stall_until(state.arrives);
         compute_for_copy(fixed.moved);

@@ -37,7 +37,7 @@ struct Simulated {
 /// Plays a pass on a machine. One compute stream runs the profile's steps in order. Copies out are in order of packing
 /// and begin at the pack; copies in are in order of first need. What is to be redone is let go of at the step after its
 /// pack; what has a lower copy when the budget needs its memory, the oldest first. In the backward all memory, also that of redos, is reserved in order of first need, ahead
-/// as far as the budget goes. (Without that order what is fetched ahead could take the memory that the next redo waits
+/// as far as the budget goes; what one run makes all at once, with the first of it that is wanted. (Without that order what is fetched ahead could take the memory that the next redo waits
 /// for.) A step that finds no room waits for copies out; where none is under way it takes what it needs, over the
 /// budget.
 ///

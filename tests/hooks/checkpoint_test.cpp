@@ -1,6 +1,7 @@
 // Regions: what is saved in them comes back to the last bit, wherever it was meanwhile.
 #include <ebbtide/ebbtide.h>
 #include <ebbtide/hooks/redo_environment.h>
+#include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/store_core.h>
 
 #include <ATen/autocast_mode.h>
@@ -26,6 +27,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <thread>
@@ -619,6 +621,16 @@ TEST(CheckpointTest, PlansKeepMoveAndRunAgain) {
   const auto plan = store.plan();
   ASSERT_FALSE(plan.empty());
   for (const PlannedRecord& record : plan) EXPECT_EQ(record.region, "block");
+  const std::string file = folder.path() + "/profile";
+  store.save_profile(file);
+  const auto saved = read_profile(file);
+  ::unlink(file.c_str());
+  ASSERT_TRUE(saved.ok());
+  std::map<uint32_t, int> made_together;
+  for (const ProfiledRecord& record : saved.value().profile.records)
+    if (record.recipe) ++made_together[record.recipe->group.value()];
+  EXPECT_EQ(made_together.size(), 4u) << "the plan knows which records one run makes";
+  for (const auto& [first, records] : made_together) EXPECT_GT(records, 1);
   expect_all_is_over(store);
 }
 

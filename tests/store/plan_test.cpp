@@ -27,6 +27,10 @@ struct Question {
   Question(uint64_t seed, uint32_t most_records) {
     std::mt19937_64 random(seed);
     profile = random_profile(random, 1 + random() % most_records);
+    if (seed % 4 == 3) {
+      std::mt19937_64 groups(seed);
+      profile = with_groups(std::move(profile), groups);
+    }
     machine = random_machine(random);
     const auto share = [&](double low, double high) {
       const double part = std::uniform_real_distribution<>(low, high)(random);
@@ -129,6 +133,69 @@ TEST(Plan, AtEqualTimeItIsRedoneAndNotWritten) {
   EXPECT_DOUBLE_EQ(result.predicted.step_s, 70);
   EXPECT_EQ(result.predicted.written, Bytes(0));
   EXPECT_GT(std::ranges::count(result.actions, kRecompute), 0);
+}
+
+/// Two regions, each a record that its run reads and four that it makes: a part of them takes as long as all up to its last.
+TEST(Plan, WhatOneRunMakesIsWeighedTogether) {
+  Question question(0, 4);
+  Profile& profile = question.profile = {};
+  for (uint32_t i = 0; i < 10; ++i) {
+    profile.records.push_back({.bytes = Bytes(100), .moved = Bytes(100)});
+    if (i % 5 != 0) profile.records[i].recipe = ProfiledRecipe{1, {i - i % 5}, i - i % 5 + 1};
+    profile.steps.push_back({What::kPack, i, 1.0 * i});
+  }
+  for (uint32_t i = 10; i-- > 0;) {
+    profile.steps.push_back({What::kUnpack, i, 30 - 2.0 * i});
+    profile.steps.push_back({What::kDeath, i, 32 - 2.0 * i});
+  }
+  profile.seconds = 32;
+  ASSERT_EQ(profile.invalid(), std::nullopt);
+  int redone = 0;
+  for (const double speed : {5.0, 20.0, 40.0, 80.0}) {
+    for (int budget = 500; budget <= 1000; budget += 100) {
+      question.machine = {.link = {}, .disk = DiskModel{speed, speed, 0, 0}};
+      question.budgets = {.device = Bytes(budget)};
+      const Plan result = plan(profile, question.machine, question.budgets);
+      EXPECT_LE(result.predicted.step_s, brute_force(question, result.predicted) * 1.015)
+          << "budget " << budget << ", speed " << speed;
+      redone += std::ranges::count(result.actions, kRecompute);
+    }
+  }
+  EXPECT_GT(redone, 0);
+}
+
+/// No worse than to run some whole layers again and to move the rest, or to keep the last.
+TEST(Plan, OfManyRegionsItFindsWhichToRunAgain) {
+  for (const double sigma : {0.0, 0.6}) {
+    constexpr uint32_t kLayers = 24, kPerLayer = 12;
+    Profile profile = Transformer{.layers = kLayers, .sigma = sigma}.profile();
+    for (uint32_t i = 0; i < profile.records.size(); ++i) {
+      const uint32_t input = i - i % kPerLayer;
+      auto& recipe = profile.records[i].recipe;
+      if (!recipe) continue;
+      recipe->inputs = {input};
+      recipe->group = input + 1;
+    }
+    ASSERT_EQ(profile.invalid(), std::nullopt);
+    const Machine machine = Accelerator().machine();
+    for (const int percent : {20, 30, 50, 70}) {
+      const Budgets budgets{.device = saved(profile) * percent / 100};
+      const Plan result = plan(profile, machine, budgets);
+      EXPECT_LE(result.predicted.device_peak, budgets.device);
+      Simulator simulator(profile, machine, budgets);
+      double best = std::numeric_limits<double>::infinity();
+      for (uint32_t redone = 0; redone <= kLayers; ++redone) {
+        for (uint32_t first = 0; first + redone <= kLayers; ++first) {
+          std::vector<Action> actions(profile.records.size(), kOffload);
+          for (uint32_t i = first * kPerLayer; i < (first + redone) * kPerLayer; ++i)
+            if (profile.records[i].recipe) actions[i] = kRecompute;
+          const Simulated simulated = simulator.run(actions);
+          if (simulated.device_peak <= budgets.device) best = std::min(best, simulated.step_s);
+        }
+      }
+      EXPECT_LE(result.predicted.step_s, best) << percent << "%, sigma " << sigma;
+    }
+  }
 }
 
 TEST(PlanProperty, OfAFewRecordsNoTreatmentIsBetter) {

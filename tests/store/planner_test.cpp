@@ -142,6 +142,21 @@ TEST_F(PlannerTest, WhatIsKeptFitsTheBudget) {
   }
 }
 
+TEST_F(PlannerTest, WhatARunMakesIsTimedByTheFirstRun) {
+  PassLog log = log_of({MiB(1), MiB(2), MiB(1), MiB(3)});
+  const std::vector<uint32_t> inputs{0};
+  for (const uint32_t record : {1, 3}) log.set_recipe(record, 7, inputs, /*group=*/99);
+  log.set_recipe(2, 7, inputs, /*group=*/98);
+  log.forget_recipe(2);
+  const Profile profile = log.profile();
+  ASSERT_EQ(profile.invalid(), std::nullopt);
+  EXPECT_EQ(profile.records[1].recipe->group, 1u);
+  EXPECT_NEAR(profile.records[1].recipe->seconds, 0.001, 1e-9);
+  EXPECT_EQ(profile.records[3].recipe->group, 1u);
+  EXPECT_NEAR(profile.records[3].recipe->seconds, 0.002, 1e-9) << "with what was packed between them";
+  EXPECT_FALSE(profile.records[2].recipe);
+}
+
 TEST_F(PlannerTest, AnotherBudgetIsPlannedForAtOnce) {
   for (int i = 0; i < 4; ++i) passes(log_);
   EXPECT_TRUE(passes(log_, conditions(MiB(8))));

@@ -46,6 +46,9 @@ TEST(Profile, SaysWhatIsInvalid) {
   EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->inputs = {2}; }), HasSubstr("record 2, which is not there"));
   EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->inputs = {1}; }), HasSubstr("rests on itself"));
   EXPECT_THAT(why([](Profile& p) { p.records[0].recipe = ProfiledRecipe{0, {1}}; }), HasSubstr("rests on itself"));
+  EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->group = 2; }), HasSubstr("record 2, which is not there"));
+  EXPECT_THAT(why([](Profile& p) { p.records[1].recipe->group = 0; }), HasSubstr("not the first of its run"));
+  EXPECT_EQ(why([](Profile& p) { p.records[1].recipe->group = 1; }), "valid");
   EXPECT_THAT(why([](Profile& p) { p.steps[2].record = 2; }), HasSubstr("record 2, which is not there"));
   EXPECT_THAT(why([](Profile& p) { p.steps[2].at = 0.5; }), HasSubstr("step 2 is earlier"));
   EXPECT_THAT(why([](Profile& p) { p.steps[1] = p.steps[0]; }), HasSubstr("packed twice"));
@@ -53,6 +56,16 @@ TEST(Profile, SaysWhatIsInvalid) {
               HasSubstr("not alive"));
   EXPECT_THAT(why([](Profile& p) { p.steps.clear(); }), HasSubstr("record 0 is never packed"));
   EXPECT_THAT(why([](Profile& p) { p.seconds = 1; }), HasSubstr("the end is earlier"));
+}
+
+TEST(Profile, ARunsSecondsAreSharedByBytes) {
+  Profile profile = small();
+  EXPECT_EQ(redo_shares(profile), (std::vector{0.0, 0.1}));
+  profile.records.push_back({.bytes = Bytes(150), .moved = Bytes(150), .recipe = ProfiledRecipe{0.3, {0}, 1}});
+  profile.records[1].recipe->group = 1;
+  EXPECT_THAT(redo_shares(profile), testing::ElementsAre(0.0, testing::DoubleEq(0.1), testing::DoubleEq(0.3)));
+  profile.records[2].recipe->seconds = 0.1;
+  EXPECT_THAT(redo_shares(profile), testing::ElementsAre(0.0, testing::DoubleEq(0.05), testing::DoubleEq(0.15)));
 }
 
 TEST(Profile, MedianIsOfEachTime) {

@@ -149,6 +149,23 @@ inline Profile random_profile(std::mt19937_64& random, uint32_t records) {
   return profile;
 }
 
+/// Some of the records that have recipes are made by one run each with those before them.
+inline Profile with_groups(Profile profile, std::mt19937_64& random) {
+  const ProfiledRecipe* first = nullptr;
+  uint32_t group = 0;
+  for (uint32_t i = 0; i < profile.records.size(); ++i) {
+    auto& recipe = profile.records[i].recipe;
+    if (!recipe) continue;
+    if (first == nullptr || random() % 3 == 0) {
+      first = &*recipe;
+      group = i;
+    }
+    recipe->inputs = first->inputs;
+    recipe->group = group;
+  }
+  return profile;
+}
+
 /// A link, a disk, or both, of speeds that random_profile() keeps busy.
 inline Machine random_machine(std::mt19937_64& random) {
   const auto speed = [&] { return 100 * std::exp(std::uniform_real_distribution<>(-2, 2)(random)); };

@@ -20,6 +20,8 @@ SavedProfile small() {
   saved.profile.records[0].region = "layer \"0\"";
   saved.profile.records[0].kind = ~uint64_t{0};
   saved.profile.records[1].device = 1;
+  saved.profile.records[2].recipe = ProfiledRecipe{1.0 / 3, {0}, 2};
+  saved.profile.records[3].recipe = ProfiledRecipe{1.0 / 7, {0}, 2};
   Conditions host{.machine = {.disk = DiskModel{2e8, 3e8, 1e-4, kComputeSecondsPerByte}},
                   .budgets = {.device = MiB(5), .host = Bytes(0), .spill = GiB(9)}};
   Conditions gpu{.machine = {.link = LinkModel{{5e10, 4e10}, {5.1e10, 4.1e10}, 1.0 / 3e5}},

@@ -78,6 +78,42 @@ TEST(Simulator, ARedoTakesItsTimeAndNeedsItsInputsFirst) {
   EXPECT_THAT(simulator.return_order(), ElementsAre(0, 1, 2));
 }
 
+/// Records 1 to 3 are made from 0 by one run.
+Profile chain_of_a_region() {
+  Profile profile = chain(4);
+  profile.records[1].recipe = ProfiledRecipe{0.25, {0}, 1};
+  profile.records[2].recipe = ProfiledRecipe{0.5, {0}, 1};
+  profile.records[3].recipe = ProfiledRecipe{1, {0}, 1};
+  return profile;
+}
+
+TEST(Simulator, WhatOneRunMakesIsThereAtOnceAndTakesAsLongAsTheLastOfIt) {
+  Simulator simulator(chain_of_a_region(), with_link(1000), {.device = Bytes(400)});
+  const auto run = [&](std::vector<Action> actions) { return simulator.run(actions); };
+  const Simulated all = run({kKeep, kRecompute, kRecompute, kRecompute});
+  EXPECT_DOUBLE_EQ(all.recompute_s, 1.75);
+  EXPECT_DOUBLE_EQ(all.step_s, 13.75);
+  EXPECT_EQ(all.device_peak, Bytes(400)) << "3 is wanted, and 1 and 2 come with it";
+  EXPECT_EQ(all.squeezed, 0);
+  EXPECT_THAT(simulator.return_order(), ElementsAre(3, 1, 2));
+  EXPECT_DOUBLE_EQ(run({kKeep, kRecompute, kRecompute, kKeep}).recompute_s, 0.75);
+  EXPECT_DOUBLE_EQ(run({kKeep, kRecompute, kOffload, kKeep}).recompute_s, 0.25);
+  const Simulated last = run({kKeep, kKeep, kKeep, kRecompute});
+  EXPECT_DOUBLE_EQ(last.recompute_s, 1.75) << "the run has to come as far";
+  EXPECT_DOUBLE_EQ(run({kKeep, kRecompute, kRecompute, kRecompute}).step_s, 13.75) << "as the first time";
+}
+
+TEST(Simulator, WhatIsNoLongerAskedForIsNotMadeWithTheOthers) {
+  Profile profile = chain_of_a_region();
+  std::erase_if(profile.steps, [](const ProfiledStep& step) { return step.record == 3 && step.what != What::kPack; });
+  profile.steps.insert(profile.steps.begin() + 4, {What::kDeath, 3, 3.5});
+  ASSERT_EQ(profile.invalid(), std::nullopt);
+  const Simulated result =
+      run(profile, with_link(1000), {.device = Bytes(400)}, {kKeep, kRecompute, kRecompute, kRecompute});
+  EXPECT_DOUBLE_EQ(result.recompute_s, 0.75);
+  EXPECT_EQ(result.device_peak, Bytes(300));
+}
+
 TEST(Simulator, AnInputLivesUntilItsRedo) {
   // 1 is asked for and dies first; 0, which is made of it, is redone afterwards.
   Profile profile;
