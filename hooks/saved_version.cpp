@@ -16,11 +16,15 @@ concept NamesItsOp = requires(const Node& node) {
   node.forward_op_name();
 };
 
-/// A node as torch's error calls it: by its own name, and in newer versions by its op's (Node::forward_op_name()).
-std::string_view name_in_errors(std::string_view name) {
-  const size_t suffix = name.rfind("Backward");
-  const bool is_suffix = suffix != name.npos && name.find_first_not_of("0123456789", suffix + 8) == name.npos;
-  return NamesItsOp<torch::autograd::Node> && is_suffix ? name.substr(0, suffix) : name;
+/// A node as torch's error calls it: by its own name, and in newer versions by its op's (Node::forward_op_name()), whose
+/// number stays where it is not 0.
+std::string name_in_errors(std::string_view name) {
+  constexpr std::string_view kBackward = "Backward";
+  const size_t at = name.rfind(kBackward);
+  if (!NamesItsOp<torch::autograd::Node> || at == name.npos) return std::string(name);
+  const std::string_view number = name.substr(at + kBackward.size());
+  if (number.find_first_not_of("0123456789") != number.npos) return std::string(name);
+  return std::string(name.substr(0, at)).append(number == "0" ? "" : number);
 }
 
 }  // namespace
