@@ -191,10 +191,15 @@ TEST_F(StoreCoreTest, ViewsOfOneVersionAreOneRecordAndOfTwoAreTwo) {
   m.version() = 1;
   view.version = 1;
   EXPECT_NE(core->pack(pass, view, hold).record, first);
+  // As `x.data` has, which is at version 0 each time, whatever was written between.
+  const Memory other_counter(1);
+  view.version = 0;
+  view.version_counter = other_counter.version_counter();
+  EXPECT_NE(core->pack(pass, view, hold).record, first);
   const Stats stats = core->stats();
-  EXPECT_EQ(stats.saved.tensors, 2);
+  EXPECT_EQ(stats.saved.tensors, 3);
   EXPECT_EQ(stats.deduplicated.tensors, 1);
-  EXPECT_EQ(stats.packed.tensors, 3);
+  EXPECT_EQ(stats.packed.tensors, 4);
   EXPECT_EQ(stats.device.bytes + stats.referenced_elsewhere, Bytes(kSize)) << "a storage counts once";
 }
 
