@@ -1,11 +1,14 @@
 #include "tests/mutants/simulated_disk.h"
 
+#include <ebbtide/nvme/drive_wear.h>
 #include <ebbtide/nvme/spill_tier.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <iterator>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -87,6 +90,14 @@ Item::Item(std::shared_ptr<TierState> on, Bytes count) : tier(std::move(on)), by
 }
 Item::~Item() {
   tier->bytes -= bytes;
+}
+
+/// A disk that does not say.
+int command_drive(const std::string&, nvme_passthru_cmd&) {
+  return EIO;
+}
+std::optional<Bytes> endurance_left(const std::vector<std::string>&, const DriveCommand&, const std::string&) {
+  return std::nullopt;
 }
 
 }  // namespace nvme
