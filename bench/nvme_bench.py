@@ -26,7 +26,10 @@ from ways import Unavailable
 
 GIB = 1 << 30
 SLOWEST_PLAIN, SLOWEST_CHECKED = 0.98, 0.95  # of fio's speed
-CPU_PLAIN, CPU_CHECKED = 0.006, 0.11  # seconds a GiB
+# Seconds a GiB. What bounds them, on two idle cores of an AMD EPYC with a virtio disk: a bare loop of io_uring over the same memory took 0.0035 in
+# requests of 1 MiB and 0.0025 in requests of 4 MiB, a fifth of it telling the host; with memory not all in huge pages 0.008, and half the speed.
+# Reading memory once took 0.026, XXH3 0.030 with AVX2 and 0.029 with AVX-512: memory is the limit. Beside other programs each is up to twice that.
+CPU_PLAIN, CPU_CHECKED = 0.006, 0.11
 SLOWEST_UNDER_LOAD = 3  # times the idle latency
 PEER_ROUNDS = 3
 
