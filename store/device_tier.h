@@ -153,7 +153,9 @@ class DeviceTier {
   }
 
   void insert(Resident& resident, Place place, bool at_front) noexcept {
-    at_front || resident.at_once ? lists_[slot(place)].push_front(resident) : lists_[slot(place)].push_back(resident);
+    // What is in other hands is gone round, front to back: nothing there comes before the rest.
+    const bool first = at_front || (resident.at_once && place != Place::kElsewhere);
+    first ? lists_[slot(place)].push_front(resident) : lists_[slot(place)].push_back(resident);
     bytes_[slot(place)] += resident.bytes;
     if (resident.handed_out) handed_out(place) += resident.bytes;
     if (place != Place::kElsewhere) held_ += resident.bytes;

@@ -111,6 +111,20 @@ class RedoingTest : public testing::Test {
   bool costly_ = false;
 };
 
+/// It is to be let go of at once, and others hold it as they hold the one before it: a look at them all comes to an end.
+TEST_F(RedoingTest, WhatGetsItsRecipeInOtherHandsIsLookedAtOnce) {
+  auto core = StoreCore::open(options(Bytes(0)));
+  std::shared_ptr<Pass> pass;
+  const Memory input = filled(1), result = filled(2);
+  const auto first = pack(*core, pass, input);
+  auto view = whole(result);
+  view.region = RegionLabel::of("again", Policy::kRecompute);
+  const auto second = core->pack(pass, view, [&] { return std::make_shared<FakeStorage>(result); }).record;
+  core->offer_recipe(*second, std::make_shared<Sum>(std::vector{first}, std::vector<const uint32_t*>{&input.version()}));
+  core->scope_ended(pass);
+  EXPECT_EQ(core->stats().referenced_elsewhere, Bytes(2 * kSize));
+}
+
 TEST_F(RedoingTest, OverBudgetTheBytesGoAndComeAgainFromTheirInputs) {
   auto core = StoreCore::open(options(kBytes));
   Pair made = pair(*core);

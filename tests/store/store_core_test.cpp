@@ -203,6 +203,26 @@ TEST_F(StoreCoreTest, ViewsOfOneVersionAreOneRecordAndOfTwoAreTwo) {
   EXPECT_EQ(stats.device.bytes + stats.referenced_elsewhere, Bytes(kSize)) << "a storage counts once";
 }
 
+/// What is in other hands is gone round once, also what is to leave at once when it is in the store's alone.
+TEST_F(StoreCoreTest, AllThatIsInOtherHandsIsLookedAtOnce) {
+  auto core = StoreCore::open(options(Bytes(0)));
+  std::shared_ptr<Pass> pass;
+  const Memory stays(kSize), stays_too(kSize);
+  std::optional<Memory> goes(kSize);
+  const auto pack_in = [&](const Memory& memory, const RegionLabel* region) {
+    auto view = whole(memory);
+    view.region = region;
+    return core->pack(pass, view, [&] { return std::make_shared<FakeStorage>(memory); }).record;
+  };
+  const RegionLabel* at_once = RegionLabel::of("at once", Policy::kSpill);
+  const auto first = pack_in(stays, at_once);
+  const auto second = pack_in(*goes, nullptr);
+  const auto third = pack_in(stays_too, at_once);
+  goes.reset();
+  core->scope_ended(pass);
+  EXPECT_EQ(core->stats().referenced_elsewhere, Bytes(2 * kSize));
+}
+
 TEST_F(StoreCoreTest, PartOfAStorageMovesAsThatPart) {
   auto core = StoreCore::open(options(Bytes(0)));
   std::shared_ptr<Pass> pass;
