@@ -4,6 +4,9 @@ A chain of sin: each op saves its input, so the forward holds one pack an op and
 the time of the whole op; the others are what they add to it: the median of what they took more than no_hooks in the same round. All run
 on one thread, in each round in another order; in Python by the thread's own time, which other programs disturb less. Ebbtide has a goal of its own, and is to add less than what
 anyone pays today: in Python hooks that do nothing, in C++ (where an empty hook is a virtual call) the copying ones.
+
+Ebbtide holds storages, not tensors: a tensor of the chain ends in the forward, its Python object with it, where without hooks both live until the backward.
+So Python's packs take more than C++'s, and its unpacks less.
 """
 
 import json
