@@ -73,7 +73,7 @@ TEST(RandomGraphSweep, SameBitsAndSameErrors) {
   };
   open_stores();
   Count kept, spilled, recomputed;
-  sweep("random autograd graphs", 10'000, [&](uint64_t seed) {
+  const uint64_t tried = sweep("random autograd graphs", 10'000, [&](uint64_t seed) {
     const GraphOutcome plain = run_random_graph(seed, {});
     {
       SCOPED_TRACE("checkpoints alone");
@@ -96,6 +96,7 @@ TEST(RandomGraphSweep, SameBitsAndSameErrors) {
     spilled = stores[1]->stats().spilled;
     recomputed = stores[2]->stats().recomputed;
   });
+  if (tried == 1) return;  // what was asked for alone need not hold all
   EXPECT_GT(kept.tensors, 0);
   EXPECT_GT(spilled.tensors, 0);
   EXPECT_GT(recomputed.tensors, 0);
@@ -126,7 +127,7 @@ TEST(RandomGraphSweep, EachStepsActionForcedInTurn) {
     store->core()->use_costly_recipes(true);
   };
   open();
-  sweep(
+  const uint64_t tried = sweep(
       "random autograd graphs, each step's action forced", 10'000,
       [&](uint64_t seed) {
         const GraphOutcome plain = run_random_graph(seed, {});
@@ -145,6 +146,7 @@ TEST(RandomGraphSweep, EachStepsActionForcedInTurn) {
       },
       15);
   note();
+  if (tried == 1) return;  // what was asked for alone need not hold all
   EXPECT_GT(forced.kept.tensors, 0);
   EXPECT_GT(forced.spilled.tensors, 0);
   EXPECT_GT(forced.recomputed.tensors, 0);
