@@ -62,12 +62,19 @@ at::Tensor zeros_like_on_cpu(const at::Tensor& tensor) {
   return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kCPU)).zero_();
 }
 
-/// Whatever the thread was doing when the task came up.
+/// Whatever the thread was doing when a task came up: neither autograd, nor autocast, nor Python's dispatch modes are the
+/// task's.
+struct NothingElse {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard no_modes{
+      c10::autocast_dispatch_keyset |
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot})};
+};
+
 Stack call_cpu_kernel(const c10::OperatorHandle& op, Stack stack) {
   // Results depend on the number of threads, which torch sets a thread.
   [[maybe_unused]] static thread_local const bool alone = (at::set_num_threads(1), true);
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const NothingElse guard;
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
   return stack;
 }
@@ -254,6 +261,7 @@ class DeviceCall {
   void launch(std::vector<Span> reads, std::function<void()> work) {
     checked(device_->chaos->launch(stream(), name_, std::move(reads), writes_,
                                    [faults = device_->faults, name = name_, work = std::move(work)] {
+                                     const NothingElse guard;
                                      try {
                                        work();
                                      } catch (const std::exception& error) {
@@ -276,7 +284,6 @@ class DeviceCall {
       if (written(i) && arguments_[i].isTensor() && on_device(arguments_[i].toTensor()))
         updates.emplace_back(view_on_cpu(arguments_[i].toTensor()), computed_arguments[i].toTensor());
     launch(reads_, [results = std::move(results), updates = std::move(updates), outputs = std::move(outputs_)] {
-      const at::AutoDispatchBelowADInplaceOrView no_autograd;
       for (const auto& [memory, value] : updates) memory.copy_(value);
       fill(outputs, results);
     });
