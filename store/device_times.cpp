@@ -1,6 +1,7 @@
 #include <ebbtide/store/device_times.h>
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 #include <map>
 
@@ -135,14 +136,18 @@ std::vector<DeviceTimes::Place> DeviceTimes::places() const {
 
 DeviceTimes::Point DeviceTimes::here(const Device& device, StreamId stream) noexcept {
   Point point{&device, stream, nullptr};
-  for (const Place& place : places()) {
-    if (place.device.get() != &device || place.stream != stream) continue;
-    // In a graph capture an event would become part of the graph.
-    const Result<bool> capturing = place.device->capturing(stream);
-    if (capturing.ok() && !capturing.value())
-      if (auto recorded = place.device->record_timed(stream); recorded.ok()) point.event = std::move(recorded).value();
-    if (!point.event) spoil();
+  std::shared_ptr<Device> on;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const Place& place : places_)
+      if (place.device.get() == &device && place.stream == stream) on = place.device;
   }
+  if (!on) return point;
+  // In a graph capture an event would become part of the graph.
+  const Result<bool> capturing = on->capturing(stream);
+  if (capturing.ok() && !capturing.value())
+    if (auto recorded = on->record_timed(stream); recorded.ok()) point.event = std::move(recorded).value();
+  if (!point.event) spoil();
   return point;
 }
 
@@ -174,10 +179,14 @@ void DeviceTimes::redo_ended(uint32_t record, const Point& at) {
 
 void DeviceTimes::ended() noexcept {
   mark_steps(false);
-  std::vector<Point> ends;
-  for (const Place& place : places()) ends.push_back(here(*place.device, place.stream));
-  const std::lock_guard lock(mutex_);
-  marks_.ends = std::move(ends);
+  try {
+    std::vector<Point> ends;
+    for (const Place& place : places()) ends.push_back(here(*place.device, place.stream));
+    const std::lock_guard lock(mutex_);
+    marks_.ends = std::move(ends);
+  } catch (const std::exception&) {
+    spoil();  // no memory to learn with
+  }
 }
 
 void DeviceTimes::spoil() {
