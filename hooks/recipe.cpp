@@ -165,13 +165,12 @@ at::Tensor value_of(const Operand& operand, RedoCache& cache) {
 StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedBy by) {
   StoreCore& core = record.core();
   const StreamId stream = device.is_cpu() ? kHostStream : current_stream(device);
-  const StoreCore::Unpacked unpacked = core.unpack(record, stream, by);
+  StoreCore::Unpacked unpacked = core.unpack(record, stream, by);
   if (unpacked.burst) {
     const auto node = torch::autograd::get_current_node();
     core.note_burst(record, node ? node->name() : std::string());
   }
   spent_within += unpacked.waited_s;
-  std::shared_ptr<DeviceStorage> storage = unpacked.storage;
   if (unpacked.recipe)
     return {static_cast<const RunnableRecipe&>(*unpacked.recipe).make_again(record, stream), unpacked.recipe->begin(),
             true};
@@ -182,3 +181,4 @@ StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedB
 }
 
 }  // namespace ebbtide
+  auto storage = std::move(unpacked.storage);

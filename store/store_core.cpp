@@ -328,7 +328,7 @@ Record* StoreCore::arrived_locked(uint64_t record_id) noexcept {
 }
 
 void StoreCore::detach_locked(Record& record, Work& work) {
-  const std::shared_ptr<Resident> resident = std::move(record.resident_);
+  std::shared_ptr<Resident> resident = std::move(record.resident_);
   record.resident_ = nullptr;
   if (!resident) return;
   resident->records.erase(&record);
@@ -343,7 +343,7 @@ void StoreCore::detach_locked(Record& record, Work& work) {
            (record.state_ == RecordState::kLeaving || (record.lower_.leaving && record.lower_.leaving->storage)))
     resident->tier->note_copied_still(*resident);
   if (resident->identity != nullptr) by_storage_.erase(resident->identity);
-  work.dropped.push_back(resident);
+  work.dropped.push_back(std::move(resident));
 }
 
 void StoreCore::place_locked(Resident& resident, bool to_front) noexcept {

@@ -10,8 +10,8 @@
 
 namespace ebbtide {
 
-/// Grows to the most blocks in use at once. Threads: any. Nobody waits: while another thread is at it, or was at the
-/// fork that made this process, the heap serves.
+/// Grows to the most blocks in use at once. Threads: any. Nobody waits for more than a moment: where another thread is at
+/// it for longer, or was at the fork that made this process, the heap serves.
 /// Lifetime: ends when all who joined have left and all blocks are back.
 class BlockCache {
  public:
@@ -20,26 +20,38 @@ class BlockCache {
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
 
-  void join() noexcept { users_.fetch_add(1, std::memory_order_relaxed); }
-  void leave() noexcept {
-    if (users_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
-  }
+  void join() noexcept { count(+1); }
+  void leave() noexcept { count(-1); }
 
   /// REQUIRES: always the same `bytes`, which hold a pointer at least.
   void* take(size_t bytes) {
-    void* block = cached(bytes);
-    if (block == nullptr) block = ::operator new(bytes);
-    join();
-    return block;
+    Free* block = nullptr;
+    if (enter()) {
+      block = free_;
+      if (block != nullptr) free_ = block->next;
+      prefetch(free_, bytes);
+      ++users_;
+      exit();
+    } else {
+      strays_.fetch_add(1);
+    }
+    if (block != nullptr) return block;
+    try {
+      return ::operator new(bytes);
+    } catch (...) {
+      leave();
+      throw;
+    }
   }
   void give(void* block) noexcept {
-    if (busy_.test_and_set(std::memory_order_acquire)) {
+    if (!enter()) {
       ::operator delete(block);
-    } else {
-      free_ = new (block) Free{free_};
-      busy_.clear(std::memory_order_release);
+      strays_.fetch_sub(1);
+      return;
     }
-    leave();
+    free_ = new (block) Free{free_};
+    --users_;
+    exit_or_end();
   }
 
  private:
@@ -48,29 +60,47 @@ class BlockCache {
   };
 
   static constexpr size_t kCacheLine = 64;
+  static constexpr int kTries = 100;  // what others do here takes a few instructions
 
   BlockCache() = default;
   ~BlockCache() {
     while (free_ != nullptr) ::operator delete(std::exchange(free_, free_->next));
   }
 
-  /// The block after it is brought into the processor's cache meanwhile: what writes to memory that is not there waits at
-  /// the next lock. It was given back a step ago, a long time for a cache.
-  void* cached(size_t bytes) noexcept {
-    if (busy_.test_and_set(std::memory_order_acquire)) return nullptr;
-    Free* block = free_;
-    if (block != nullptr) {
-      free_ = block->next;
-      for (size_t line = 0; free_ != nullptr && line < bytes; line += kCacheLine)
-        __builtin_prefetch(reinterpret_cast<const std::byte*>(free_) + line, /*rw=*/1);
-    }
-    busy_.clear(std::memory_order_release);
-    return block;
+  bool enter() noexcept {
+    for (int tries = 0; tries < kTries; ++tries)
+      if (!busy_.test(std::memory_order_relaxed) && !busy_.test_and_set(std::memory_order_acquire)) return true;
+    return false;
+  }
+  void exit() noexcept { busy_.clear(std::memory_order_release); }
+  /// With nobody left, nobody comes any more. Who could not enter ends nothing: if that was the last, memory is lost.
+  void exit_or_end() noexcept {
+    const bool last = users_ + strays_.load() == 0;
+    exit();
+    if (last) delete this;
   }
 
-  std::atomic<int64_t> users_{1};
+  void count(int64_t change) noexcept {
+    if (!enter()) {
+      strays_.fetch_add(change);
+      return;
+    }
+    users_ += change;
+    exit_or_end();
+  }
+
+  /// The next block is brought into the processor's cache: what writes to memory that is not there waits at the next lock.
+  /// It was given back a step ago, a long time for a cache.
+  static void prefetch(const Free* block, size_t bytes) noexcept {
+    if (block == nullptr) return;
+    for (size_t line = 0; line < bytes; line += kCacheLine)
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(block) + line, /*rw=*/1);
+  }
+
   std::atomic_flag busy_;
-  Free* free_ = nullptr;  // guarded by busy_
+  Free* free_ = nullptr;            // guarded by busy_, as users_
+  int64_t users_ = 1;               // who joined, and blocks in use
+  std::atomic<int64_t> strays_{0};  // the same, of those who could not enter
 };
 
 /// A BlockCache's user for as long as it lives.
