@@ -64,7 +64,7 @@ class Pass {
   std::set<int> tasks_;               // graph tasks that unpacked from it and have not ended
   std::atomic<int> latest_task_{-1};  // one of them, or none
   bool in_backward_ = false;
-  bool takes_packs_ = true;
+  std::atomic<bool> takes_packs_{true};
   bool ended_ = false;
 };
 

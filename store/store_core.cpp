@@ -38,9 +38,10 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
   if (!tier.link) {
     open_staging(std::nullopt);
   } else {
-    if (!pass) learn_of_devices();
+    const bool goes_on = pass && pass->takes_packs_;
+    if (!goes_on) learn_of_devices();
     // Before the store's lock: later would be right too, but the copy would wait for work that it need not.
-    packed = mark_pack(tier, pass.get(), view.stream);
+    packed = mark_pack(tier, goes_on ? pass.get() : nullptr, view.stream);
   }
   const std::optional<MemoryUsage> usage = memory_usage(tier);
   {

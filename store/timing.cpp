@@ -7,7 +7,7 @@
 namespace ebbtide {
 
 /// The event after which the bytes of a pack are there; with its time where the pass may be learned from. Null: none
-/// could be made.
+/// could be made. `pass`: null where the pack begins one.
 EventPtr StoreCore::mark_pack(DeviceTier& tier, const Pass* pass, StreamId stream) {
   const DeviceTimes* times = pass != nullptr ? pass->marked_.load(std::memory_order_acquire) : nullptr;
   const bool wanted = pass == nullptr ||

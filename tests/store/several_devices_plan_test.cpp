@@ -75,6 +75,7 @@ class SeveralDevicesPlanTest : public testing::Test {
   std::array<StreamId, 2> streams_{ClockedDevice::kCompute, ClockedDevice::kCompute};
   FakeClock host_;
   std::shared_ptr<StoreCore> core_;
+  bool one_scope_ = false;  // around all steps
 
  private:
   double host_now() const { return std::chrono::duration<double>(host_.now()).count(); }
@@ -114,7 +115,7 @@ class SeveralDevicesPlanTest : public testing::Test {
   /// In reverse order, each layer's for twice as long as its forward. `busy`: the devices that compute with this one.
   template <class Busy>
   double backward(Busy busy) {
-    core_->scope_ended(pass_);
+    if (!one_scope_) core_->scope_ended(pass_);
     EXPECT_TRUE(core_->task_began(*saved_.back().record, ++task_));
     std::vector<size_t> order(saved_.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = saved_.size() - 1 - i;
@@ -131,7 +132,7 @@ class SeveralDevicesPlanTest : public testing::Test {
     }
     core_->task_ended(*pass_, task_, streams_[0]);
     saved_.clear();
-    pass_.reset();
+    if (!one_scope_) pass_.reset();
     double ended = 0;
     for (const size_t i : {0u, 1u}) ended = std::max(ended, devices_[i]->now(streams_[i]));
     return ended - began_;
@@ -164,6 +165,16 @@ TEST_F(SeveralDevicesPlanTest, OneAfterTheOther) {
   const auto profile = core_->profile();
   ASSERT_TRUE(profile);
   EXPECT_NEAR(profile->profile.seconds, (2 * kLayers * 3 - 1) * kForward, 0.02 * 6 * kLayers * kForward);
+}
+
+TEST_F(SeveralDevicesPlanTest, UnderOneScopeForAllSteps) {
+  one_scope_ = true;
+  open(0.3);
+  double took = 0;
+  for (int i = 0; i < 10; ++i) took = step_one_after_the_other();
+  step_one_after_the_other();
+  EXPECT_GE(core_->stats().plans, 2);
+  EXPECT_NEAR(core_->stats().predicted_step_s / took, 1, 0.05);
 }
 
 TEST_F(SeveralDevicesPlanTest, BothAtOnce) {
