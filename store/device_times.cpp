@@ -199,6 +199,7 @@ DeviceTimes::Answer DeviceTimes::look() {
   std::vector<Point> ends;
   {
     const std::lock_guard lock(mutex_);
+    if (!spoilt_ && measured_) return {};
     if (spoilt_ || marks_.ends.empty() || marks_.steps.empty()) return {State::kNever, {}};
     ends = marks_.ends;
   }
@@ -212,7 +213,8 @@ DeviceTimes::Answer DeviceTimes::look() {
   Marks marks;
   {
     const std::lock_guard lock(mutex_);
-    if (std::exchange(spoilt_, true)) return {State::kNever, {}};
+    if (spoilt_) return {State::kNever, {}};
+    if (std::exchange(measured_, true)) return {};
     marks = std::exchange(marks_, {});
   }
   std::optional<Known> known = measure(marks);

@@ -82,7 +82,7 @@ class EBBTIDE_API DeviceTimes {
     State state = State::kNotYet;
     Known known;
   };
-  /// Never waits. kKnown is said once. REQUIRES: ended() was called.
+  /// Never waits. kKnown is said once, and then kNotYet until it is spoilt. REQUIRES: ended() was called.
   Answer look();
 
  private:
@@ -110,6 +110,7 @@ class EBBTIDE_API DeviceTimes {
   mutable std::mutex mutex_;  // not held while a device is asked
   std::vector<Place> places_;
   bool spoilt_ = false;
+  bool measured_ = false;  // or being measured
   Marks marks_;
 };
 

@@ -91,7 +91,7 @@ void StoreCore::learn_of_devices() noexcept {
       }
       if (to_plan) adopt(*to_plan);
     } catch (const std::exception&) {
-      return;  // no memory to learn with: passes go on as they did
+      return times->spoil();  // no memory to learn with: passes go on as they did
     }
   }
 }
