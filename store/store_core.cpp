@@ -201,8 +201,13 @@ bool StoreCore::task_began(Record& record, int task) {
 
 void StoreCore::task_ended(Pass& pass, int task, std::optional<StreamId> stream) noexcept {
   mark_end(pass, task, stream);
-  const Usages usages = memory_at_end();
+  Usages usages;
   std::optional<Planner::Task> to_plan;
+  try {
+    usages = memory_at_end();
+  } catch (const std::exception&) {
+    // No memory to learn with, here and below: passes go on as they did.
+  }
   {
     std::lock_guard lock(mutex_);
     pass.tasks_.erase(task);
@@ -217,8 +222,11 @@ void StoreCore::task_ended(Pass& pass, int task, std::optional<StreamId> stream)
         tier.expected_redoable = pass.on(tier.index).redoable;
       }
       note_wants_locked(pass);
-      note_memory_at_end_locked(pass, usages);
-      to_plan = learn_locked(pass);
+      try {
+        note_memory_at_end_locked(pass, usages);
+        to_plan = learn_locked(pass);
+      } catch (const std::exception&) {
+      }
     }
     end_pass_locked(pass);
   }
@@ -436,8 +444,9 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
       if (waiter) waiter->check();
       lock.lock();
     }
-  } catch (...) {
-    waiter->resume(released);  // only check() throws, and it runs without the lock
+  } catch (...) {  // Waiter::check(), or what takes a warning
+    if (lock.owns_lock()) lock.unlock();
+    if (waiter) waiter->resume(released);
     throw;
   }
   lock.unlock();
