@@ -10,20 +10,28 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <exception>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
 namespace ebbtide {
 namespace {
 
-/// Takes memory from torch's own allocator, on the current stream of the calling thread. That one gives its cached blocks
-/// back to the device before it finds no room.
+StreamId id_of(const c10::Stream& stream) {
+  return StreamId{reinterpret_cast<uintptr_t>(stream.native_handle())};
+}
+
+/// Takes memory from torch's own allocator: for the current stream of the calling thread, or for one that was when some
+/// thread asked before. That one gives its cached blocks back to the device before it finds no room.
 class TorchAllocator final : public DeviceAllocator {
  public:
   explicit TorchAllocator(c10::Device device)
@@ -32,8 +40,9 @@ class TorchAllocator final : public DeviceAllocator {
   Result<std::shared_ptr<DeviceStorage>> allocate(Bytes bytes, StreamId stream) override {
     try {
       const c10::DeviceGuard guard(device_);
-      if (current_stream(device_) != stream)
-        return Failure{FailureCode::kInvalid, 0, "memory was asked for on a stream that is not the current one"};
+      const std::optional<c10::Stream> known = known_as(stream);
+      if (!known) return Failure{FailureCode::kInvalid, 0, "memory was asked for on a stream that has yet to ask"};
+      const c10::StreamGuard on_it(*known);
       c10::Allocator* allocator = c10::GetAllocator(device_.type());
       const auto size = static_cast<size_t>(bytes.count());
       c10::Storage storage(c10::Storage::use_byte_size_t(), size, allocator->allocate(size), allocator,
@@ -69,8 +78,18 @@ class TorchAllocator final : public DeviceAllocator {
   }
 
  private:
+  std::optional<c10::Stream> known_as(StreamId stream) {
+    const c10::Stream current = c10::impl::getDeviceGuardImpl(device_.type())->getStream(device_);
+    const std::lock_guard lock(mutex_);
+    if (id_of(current) == stream) return streams_.insert_or_assign(stream, current).first->second;
+    const auto found = streams_.find(stream);
+    return found != streams_.end() ? std::optional(found->second) : std::nullopt;
+  }
+
   const c10::Device device_;
   c10::DeviceAllocator* const counted_;  // null: of an older kind
+  std::mutex mutex_;
+  std::map<StreamId, c10::Stream> streams_;  // those that have asked; torch makes none from what a driver calls it
 };
 
 /// Torch has loaded the driver and counts devices as it does.
@@ -148,8 +167,7 @@ std::vector<DoctorOptions::Accelerator> accelerators_of_torch() {
 }
 
 StreamId current_stream(c10::Device device) {
-  const c10::Stream stream = c10::impl::getDeviceGuardImpl(device.type())->getStream(device);
-  return StreamId{reinterpret_cast<uintptr_t>(stream.native_handle())};
+  return id_of(c10::impl::getDeviceGuardImpl(device.type())->getStream(device));
 }
 
 void note_current_stream(const c10::Storage& storage) {

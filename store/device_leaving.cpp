@@ -224,10 +224,16 @@ void StoreCore::sink_ahead() {
 void StoreCore::sink_locked(Bytes wanted, Work& work) {
   if (!may_spill_locked()) return;
   for (const bool over_share : {true, false}) {
-    for (LowerCopy* copy = host_copies_.front(); copy != nullptr && sinking_ < wanted;
-         copy = host_copies_.next(*copy)) {
+    LowerCopy* next = nullptr;
+    for (LowerCopy* copy = host_copies_.front(); copy != nullptr && sinking_ < wanted; copy = next) {
+      next = host_copies_.next(*copy);
       if (copy->sinking || !copy->passed_out()) continue;
       Record& record = *copy->record;
+      if (record.item_ && record.state_ == RecordState::kLower) {  // came up to be fetched ahead, and was not
+        wanted -= copy->memory->bytes();
+        (void)let_go_host_locked(record);
+        continue;
+      }
       if (record.item_ || (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower)) continue;
       if (over_share && record.tier_->host_bytes <= host_share_locked(*record.tier_)) continue;
       copy->sinking = true;

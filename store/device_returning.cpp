@@ -209,7 +209,11 @@ void StoreCore::copy_in(const CopyIn& order) {
                                     "a saved tensor of " + to_string(record.bytes()) +
                                         " lies in host memory with other bytes than it left with (verify)"});
   Result<std::shared_ptr<DeviceStorage>> allocated = link.allocator->allocate(whole, stream);
-  if (!allocated.ok()) return copy_in_refused(record, allocated.failure());
+  if (!allocated.ok()) {
+    Failure why = allocated.failure();
+    if (stream != order.callers && why.code == FailureCode::kInvalid) why.code = FailureCode::kCancelled;
+    return copy_in_refused(record, why);
+  }
   const std::shared_ptr<DeviceStorage> storage = std::move(allocated).value();
   Result<EventPtr> after = link.device->record(stream);  // what its memory was used for before has run by then
   if (!after.ok()) return copy_in_refused(record, after.failure());
@@ -264,11 +268,12 @@ void StoreCore::copy_in_refused(Record& record, const Failure& failure) {
   changed_.notify_all();
 }
 
-/// The device had no room or no event now: whoever waits tries again or throws, a prefetch is put off.
+/// The device had no room or no event now: whoever waits tries again or throws, a prefetch is put off. kCancelled: memory
+/// for the stream is given to who works there alone, who may be waiting for this.
 void StoreCore::return_refused_locked(Record& record, const Failure& failure, Work& work) {
   if (failure.code == FailureCode::kCorrupt || (record.demanded_ && failure.code == FailureCode::kOverCapacity)) {
     record.lost_ = failure;
-  } else if (record.demanded_) {
+  } else if (record.demanded_ && failure.code != FailureCode::kCancelled) {
     record.lost_ = failed_device(record, failure);
   } else {
     put_off_locked(record);

@@ -142,6 +142,36 @@ TEST(AcceleratorTest, TensorSavedOnTwoStreams) {
   });
 }
 
+// A backward on one stream fetches ahead what the other's will ask for.
+TEST(AcceleratorTest, StepsOnTwoStreamsInTurn) {
+  expect_same_as_plain(
+      [](SimAccelerator& sim, Store* store) {
+        const c10::Stream side = sim.side_stream();
+        const at::Tensor x = device_leaf(1);
+        Tensors seen;
+        for (int step = 0; step < 4; ++step) {
+          at::Tensor loss = under(store, [&] {
+            at::Tensor hidden = x * 2;
+            for (int layer = 0; layer < 3; ++layer) {
+              order(default_stream(), side);
+              hidden.record_stream(side);
+              {
+                const c10::StreamGuard guard(side);
+                hidden = (hidden.sin().exp() * hidden).cos();
+              }
+              order(side, default_stream());
+              hidden.record_stream(default_stream());
+              hidden = (hidden.sin() * hidden).cos();
+            }
+            return hidden.sum();
+          });
+          seen.push_back(gradient_of(loss, x));
+        }
+        return to_cpu(seen);
+      },
+      {Bytes(0), KiB(40), KiB(80)});
+}
+
 /// Reads what it saved on a stream of its own choice.
 struct ReadsElsewhere : torch::autograd::Function<ReadsElsewhere> {
   static inline std::optional<c10::Stream> where;

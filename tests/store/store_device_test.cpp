@@ -5,8 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/store/device_trainer.h"
@@ -269,6 +274,79 @@ TEST_F(StoreDeviceTest, AnUnpackOnAnotherStreamFetchesForThatStream) {
   }
   core_->task_ended(*pass_, 1);
   expect_clean();
+}
+
+/// As torch's: memory is for the stream that is current on the calling thread.
+class PickyAllocator final : public DeviceAllocator {
+ public:
+  PickyAllocator(ChaosDevice& device, std::function<void()> refused) : inner_(device), refused_(std::move(refused)) {}
+  Result<std::shared_ptr<DeviceStorage>> allocate(Bytes bytes, StreamId stream) override {
+    if (stream == current) return inner_.allocate(bytes, stream);
+    refused_();
+    return Failure{FailureCode::kInvalid, 0, "not the current stream"};
+  }
+  static thread_local StreamId current;
+
+ private:
+  ChaosAllocator inner_;
+  const std::function<void()> refused_;
+};
+thread_local StreamId PickyAllocator::current{};
+
+// One thread fetches ahead for another's stream, and is refused; the other asks meanwhile.
+TEST_F(StoreDeviceTest, WhatIsRefusedToAnotherStreamsThreadComesToWhoAsksThere) {
+  open(options(MiB(1)));
+  const auto device = std::make_shared<ChaosDevice>(ChaosOptions{.seed = 7, .pace = Pace::kEager});
+  const StreamId mine = device->make_stream("mine"), others = device->make_stream("others");
+  std::shared_ptr<Record> first, last;
+  std::thread other;
+  std::atomic<int> refused{0};
+  const auto other_asks = [&] {
+    if (refused++ > 0) return;
+    other = std::thread([&] {
+      PickyAllocator::current = others;
+      const auto storage = core_->unpack(*first, others).storage;
+      ASSERT_NE(storage, nullptr);
+      device->run_all();
+      EXPECT_EQ(count_wrong(storage->data(), kSize, 1), 0u);
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // it waits by now for what is refused
+  };
+  const int number = core_->add_device(device, std::make_shared<PickyAllocator>(*device, other_asks), {.own_thread = false});
+  const auto save = [&](StreamId stream, uint32_t seed) {
+    auto memory = device->allocate(kSize, stream, "tensor").value();
+    (void)device->launch(stream, "produce", {}, {{memory.get(), kSize}},
+                         [to = memory.get(), seed] { write_pattern(to, kSize, seed); });
+    const auto tensor = std::make_shared<DeviceMemoryImpl>(DeviceMemoryImpl{std::move(memory), kSize, 0});
+    const StoreCore::View view{.storage = tensor.get(),
+                               .version_counter = &tensor->version,
+                               .end = Bytes(kSize),
+                               .footprint = Bytes(kSize),
+                               .device = number,
+                               .stream = stream,
+                               .region = RegionLabel::of("leaves", Policy::kOffload)};
+    return core_->pack(pass_, view, [&] { return std::make_shared<ChaosStorage>(tensor); }).record;
+  };
+  first = save(others, 1);
+  last = save(mine, 2);
+  core_->scope_ended(pass_);
+  for (int i = 0; i < 20; ++i) {
+    device->run_all();
+    core_->pump();
+    core_->scope_ended(nullptr);
+  }
+  ASSERT_EQ(core_->stats().devices[2].bytes, Bytes(0));
+  ASSERT_TRUE(core_->task_began(*last, 1));
+  PickyAllocator::current = mine;
+  const auto storage = core_->unpack(*last, mine).storage;
+  ASSERT_TRUE(other.joinable());
+  other.join();
+  device->run_all();
+  EXPECT_EQ(count_wrong(storage->data(), kSize, 2), 0u);
+  core_->task_ended(*pass_, 1);
+  first = last = nullptr;
+  pass_.reset();
+  EXPECT_THAT(device->races(), IsEmpty());
 }
 
 TEST_F(StoreDeviceTest, AGraphMayBeKept) {
