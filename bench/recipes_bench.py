@@ -1,16 +1,15 @@
 """The part `recipes`: how many of the bytes that a step saves need not be stored, since cheap ops make them again.
 
 Blocks without embedding, head and loss; 2 x 256 tokens, on one thread. Saved bytes are storages, each once; the casts of weights that
-autocast saves are not counted. Every cheap recipe is used: the store has no budget at all, and next to no room on disk (had it no disk, matmuls
-would be run again too). In each round a step without a store, some with one, and the ops that are redone by themselves, on tensors of the
-same shapes, take turns; seconds are medians over the rounds. What the ops by themselves take is the least that redoing can: in steps as
-narrow as these, whose matmuls are short, that may be over the goal by itself. The wide rows are nearer to what is trained.
+autocast saves are not counted. Every cheap recipe is used: the store has no budget at all, and no disk. In each round a step without a
+store, some with one, and the ops that are redone by themselves, on tensors of the same shapes, take turns; seconds are medians over the
+rounds. What the ops by themselves take is the least that redoing can: in steps as narrow as these, whose matmuls are short, that may be
+over the goal by itself. The wide rows are nearer to what is trained.
 """
 
 import contextlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,7 +82,8 @@ def _rows(size: Size, name: str, autocast: bool, share_goal: float, time_goal: f
     options = {"min_bytes": MIN_BYTES, "on_full": "keep"}
     kept = ebbtide.Store(device_budget="64GiB", **options)
     kept.attach(model).remove()
-    redone = ebbtide.Store(device_budget=0, spill_to=tempfile.gettempdir(), spill_budget="4KiB", **options)  # knows of no model: casts of weights stay
+    redone = ebbtide.Store(device_budget=0, **options)  # knows of no model: casts of weights stay
+    redone._store.use_costly_recipes(False)
     with_matmuls = ebbtide.Store(device_budget=0, **options)
     with_matmuls.attach(model).remove()
     with_matmuls._store.use_costly_recipes(True)

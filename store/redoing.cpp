@@ -29,7 +29,7 @@ StoreCore::RecipeWanted StoreCore::recipe_wanted_locked(const Record& record, bo
 
 /// Whether recipes that are not cheap are used without a plan.
 bool StoreCore::costly_help_locked(const DeviceTier& tier) const noexcept {
-  return use_costly_recipes_ || (!tier.link && !spill_);
+  return use_costly_recipes_.load().value_or(!tier.link && !spill_);
 }
 
 void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recipe) {
@@ -57,7 +57,7 @@ void StoreCore::offer_recipe(Record& record, std::shared_ptr<const Recipe> recip
 bool StoreCore::redo_wanted_locked(const Record& record) const noexcept {
   if (record.label_ != nullptr && record.label_->policy != Policy::kAuto)
     return record.label_->policy == Policy::kRecompute;
-  if (use_costly_recipes_) return true;
+  if (use_costly_recipes_.load() == true) return true;
   if (record.pass_->course_) return record.action_ == Action::kRecompute;
   return record.recipe_->cheap() || record.recipe_->asked_for() || costly_help_locked(*record.tier_);
 }

@@ -116,8 +116,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void note_recipe_takes(Record& record, const Recipe& recipe, double seconds);
   /// Whether its bytes were let go of, and its recipe makes them again.
   bool awaits_redo(const Record& record) const;
-  /// Recipes that are not cheap are looked for, and used where memory is short as cheap ones are. By default they are
-  /// used so where nothing can leave; and where what leaves costs much, plans weigh them.
+  /// True: recipes that are not cheap are looked for, and used where memory is short as cheap ones are; false: they are
+  /// left to plans. By default they are used where nothing can leave; and where what leaves costs much, plans weigh them.
   void use_costly_recipes(bool use) noexcept { use_costly_recipes_ = use; }
   /// More has recipes than before: the next passes of each kind are learned from again.
   void learn_again() noexcept;
@@ -419,7 +419,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   std::atomic<bool> accepts_packs_{true};
   std::atomic<bool> closed_{false};
   std::atomic<bool> in_child_{false};
-  std::atomic<bool> use_costly_recipes_{false};
+  std::atomic<std::optional<bool>> use_costly_recipes_;
   std::atomic<bool> weigh_costly_recipes_{false};  // moving takes much time
   std::atomic<bool> follow_plans_{true};
   std::atomic<bool> plan_for_accelerators_{false};
