@@ -13,8 +13,10 @@ namespace {
 constexpr double kRedoneBytesPerSecond = 2e9;
 constexpr double kRedoneBytesPerSecondOnDevice = 1e11;
 /// Of a pass's computation: where a plan says that moving and redoing take so much more, costly recipes are weighed too.
-/// To learn of them takes a redo of each shape, and two of each where they read weights.
+/// To learn of them takes a redo of each shape, and two more where they read weights.
 constexpr double kMuch = 0.1;
+/// A slow SSD. A plan that tries it measures it: a program that could redo all would never know.
+constexpr DiskModel kUnmeasuredDisk{.write = 5e8, .read = 1e9};
 
 double speed(Bytes bytes, double seconds) noexcept {
   return seconds > 0 ? static_cast<double>(bytes.count()) / seconds : 0;
@@ -142,10 +144,12 @@ std::vector<Conditions> StoreCore::conditions_locked() const {
     conditions.budgets.host = host_for_plans_locked(tier);
     conditions.budgets.spill = spill_ ? spill_->stats().budget : Bytes(0);
     conditions.machine.disk = disk;
-    if (tier.link)
+    if (tier.link) {
       conditions.machine.link = LinkModel::of({tier.link->out.bandwidth(), tier.link->in.bandwidth()});
-    else if (disk)
+    } else if (spill_) {
+      conditions.machine.disk = disk.value_or(kUnmeasuredDisk);
       conditions.machine.disk->compute_s_per_byte = kComputeSecondsPerByte;
+    }
     all.push_back(std::move(conditions));
   }
   return all;
