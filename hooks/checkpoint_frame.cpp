@@ -215,7 +215,6 @@ std::vector<std::pair<std::shared_ptr<Record>, std::shared_ptr<const Recipe>>> C
 }
 
 void CheckpointFrame::complete(double seconds, bool may_run_again) {
-  surroundings_.forget_unused();
   complete_ = true;
   if (!store_) return;
   const auto alive = offered();

@@ -7,7 +7,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cstring>
 #include <mutex>
 
 namespace ebbtide {
@@ -17,10 +16,6 @@ at::Tensor state_of(const at::Generator& generator) {
   at::Generator same = generator;
   const std::lock_guard lock(same.mutex());
   return same.get_state();
-}
-
-bool same_state(const at::Tensor& a, const at::Tensor& b) {
-  return a.nbytes() == b.nbytes() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
 }  // namespace
@@ -45,10 +40,6 @@ Surroundings::Surroundings(const std::vector<Drawn>& generators)
   for (const Drawn& drawn : generators) generators_.push_back({drawn.generator, state_of(drawn.generator)});
   for (const c10::DeviceType device : at::autocast::_AUTOCAST_SUPPORTED_DEVICES)
     casts_.push_back({device, at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)});
-}
-
-void Surroundings::forget_unused() {
-  std::erase_if(generators_, [](const Drawn& drawn) { return same_state(state_of(drawn.generator), drawn.state); });
 }
 
 void Surroundings::set() const {

@@ -20,8 +20,6 @@ class Surroundings {
  public:
   /// As they are now. `devices`: whose generators the function may draw from, beside the CPU's.
   explicit Surroundings(std::span<const c10::Device> devices);
-  /// The function has run: generators that it did not draw from are left alone from now on.
-  void forget_unused();
 
   class Again;
 

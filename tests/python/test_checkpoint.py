@@ -158,6 +158,23 @@ def test_random_numbers(under):
     assert torch.equal(torch.rand(3), after)
 
 
+def test_random_numbers_of_a_function_that_puts_the_generator_back(under):
+    x = leaf()
+
+    def noisy(h):
+        with torch.random.fork_rng(devices=[]):
+            return nn.functional.dropout(h.sin(), 0.5).exp()
+
+    def run(call, context):
+        torch.manual_seed(4)
+        with context():
+            y = call(noisy, x * 2).sum()
+        torch.rand(7)
+        return (*torch.autograd.grad(y, x), torch.rand(3))
+
+    assert_same_bits(run(ebbtide.checkpoint, under), run(lambda function, h: function(h), contextlib.nullcontext))
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_autocast(under, cache):
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64))
