@@ -162,10 +162,18 @@ std::optional<double> eps_of_group_norm(NodeType& node, In& in, const std::vecto
   if constexpr (requires { node.eps; }) {
     return node.eps;
   } else {  // torch's newest versions need it for no gradient, so keep it nowhere
-    if (!in.device().is_cpu()) return in.layer_norm_eps(node.weight_);
+    const std::optional<double> told = in.layer_norm_eps(node.weight_);
+    if (!in.device().is_cpu()) return told;
     in.saved(node.result2_, 0);  // the reciprocal deviations
+    if (told) return told;
     return group_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape[1], shape[2], node.group);
   }
+}
+
+/// `norm(eps)` once more; with the saved reciprocal deviations, if they were taken, as the fourth of its operands.
+template <class Norm>
+at::Tensor normed_again(Values v, double eps, Norm norm) {
+  return v.size() > 3 ? with_deviations(v[3], eps, norm) : std::get<0>(norm(eps));
 }
 
 // clang-format off
@@ -223,16 +231,14 @@ const std::vector<TypedRow>& table() {
         in.saved_or_none(node.weight_);
         in.saved_or_none(node.bias_);
         std::vector<int64_t> shape = numbers(node.normalized_shape, in);
-        std::optional<double> eps;
-        if (in.device().is_cpu()) {
+        std::optional<double> eps = in.layer_norm_eps(node.weight_);
+        if (in.device().is_cpu()) {  // else its memory is not to be waited for
           in.saved(node.result2_, 0);  // the reciprocal deviations
-          eps = layer_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape);
-        } else {  // its memory is not to be waited for
-          eps = in.layer_norm_eps(node.weight_);
+          if (!eps) eps = layer_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape);
         }
         if (!eps) in.refuse();
         return [shape = std::move(shape), eps = in.scalar(eps.value_or(0))](Values v) {
-          return std::get<0>(at::native_layer_norm(v[0], shape, optional(v[1]), optional(v[2]), eps));
+          return normed_again(v, eps, [&](double e) { return at::native_layer_norm(v[0], shape, optional(v[1]), optional(v[2]), e); });
         };
       }>("layer_norm"),
       row<gen::NativeGroupNormBackward0, [](gen::NativeGroupNormBackward0& node, In& in) -> Redo {
@@ -244,7 +250,7 @@ const std::vector<TypedRow>& table() {
         const std::optional<double> eps = eps_of_group_norm(node, in, shape);
         if (!eps) in.refuse();
         return [n = shape[0], c = shape[1], area = shape[2], group = in.scalar(node.group), eps = in.scalar(eps.value_or(0))](Values v) {
-          return std::get<0>(at::native_group_norm(v[0], optional(v[1]), optional(v[2]), n, c, area, group, eps));
+          return normed_again(v, eps, [&](double e) { return at::native_group_norm(v[0], optional(v[1]), optional(v[2]), n, c, area, group, e); });
         };
       }>("group_norm"),
       row<gen::NativeDropoutBackward0, [](gen::NativeDropoutBackward0& node, In& in) -> Redo {
