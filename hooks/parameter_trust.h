@@ -10,8 +10,9 @@ namespace ebbtide {
 /// A parameter may change between a forward and its backward, where torch's gradients rest on what an op made of it before.
 /// Torch tells nobody. So bytes are let go of for a recipe that reads a parameter only where an optimizer's changes are
 /// announced, and where programs were seen to change parameters in no other way: for two optimizer steps such recipes are
-/// on trial, which is to say that the bytes are kept and compared when they are asked for. One that failed ends it. An
-/// accelerator's trials end when it is through with them, some steps later.
+/// on trial, which is to say that the bytes are kept, and when they are asked for, one recipe of a call site makes them
+/// again and is compared; of the others a fingerprint of their parameters is. One that failed ends it. An accelerator's
+/// are all run, and end when it is through with them, some steps later.
 ///
 /// Threads: all methods from any.
 class ParameterTrust {
@@ -32,6 +33,11 @@ class ParameterTrust {
     return announced_ && !failed_ && steps_ >= kStepsOnTrial;
   }
 
+  /// The step that trials now belong to.
+  int64_t now() const {
+    std::lock_guard lock(mutex_);
+    return now_;
+  }
   /// A recipe is tried out. Returns the step that it belongs to.
   int64_t trial() {
     std::lock_guard lock(mutex_);

@@ -98,6 +98,18 @@ std::vector<const c10::StorageImpl*> TorchRecipe::parameters() const {
 
 void TorchRecipe::expect(const c10::Storage& made) {
   expected_ = XXH3_64bits(made.data(), made.nbytes());
+uint64_t TorchRecipe::fingerprint_of_parameters() const {
+  uint64_t fingerprint = 0;
+  for (const c10::StorageImpl* storage : parameters())
+    fingerprint = XXH3_64bits_withSeed(storage->data(), storage->nbytes(), fingerprint);
+  return fingerprint;
+}
+
+std::optional<bool> TorchRecipe::finds_parameters() const {
+  if (!expected_parameters_) return std::nullopt;
+  return inputs_unchanged() && fingerprint_of_parameters() == *expected_parameters_;
+}
+
 }
 
 /// Records were unchanged when the bytes were let go of, and nobody else held them then: a backward wrote to what it

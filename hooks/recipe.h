@@ -113,6 +113,10 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
   /// What a redo must make from now on. REQUIRES: host memory; the recipe is not shared yet.
   void expect(const c10::Storage& made);
 
+  /// What the parameters must hold from now on. REQUIRES: host memory; the recipe is not shared yet.
+  void expect_parameters() { expected_parameters_ = fingerprint_of_parameters(); }
+  /// Whether they do, and nobody has written to its other inputs either; none where nothing was expected of them.
+  std::optional<bool> finds_parameters() const;
   /// Runs the op, on the current streams. Errors: those of unpacking its inputs; RuntimeError for an input that was
   /// written to; CorruptTensor.
   std::shared_ptr<TorchStorage> run() const;
@@ -121,6 +125,7 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
  private:
   void check_inputs() const;
 
+  uint64_t fingerprint_of_parameters() const;
   const Step step_;
   const ViewOfStorage result_;
   const std::shared_ptr<RedoCache> cache_;
@@ -129,6 +134,7 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
   std::optional<double> seconds_;
   std::optional<uint64_t> expected_;  // of the bytes
   mutable std::atomic<bool> retired_{false};
+  std::optional<uint64_t> expected_parameters_;
 };
 
 /// What an operand stands for now; undefined for one that is absent.

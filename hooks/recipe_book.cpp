@@ -106,7 +106,18 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
     return {};
   if (result.device().is_cpu() && (rests_on_parameters || !recipe->cheap())) recipe->expect(result.storage());
   if (rests_on_parameters) watch(packed, recipe);
-  return {std::move(recipe), (rests_on_parameters || taken_on_trust) && !trust_.earned()};
+  const bool on_trial = (rests_on_parameters || taken_on_trust) && !trust_.earned();
+  // That a site gives the same bits again one of its ops shows; of the others the parameters alone may change.
+  if (on_trial && result.device().is_cpu() && search.sound() && !first_on_trial(search.site()))
+    recipe->expect_parameters();
+  return {std::move(recipe), on_trial};
+}
+
+/// Of its site, in this step of an optimizer.
+bool RecipeBook::first_on_trial(const std::string& site) {
+  const int64_t step = trust_.now();
+  std::lock_guard lock(mutex_);
+  return std::exchange(sites_[site].tried_in, step) != step;
 }
 
 std::shared_ptr<TorchRecipe> RecipeBook::of_bits(const Packed& packed) const {
@@ -140,6 +151,11 @@ void RecipeBook::try_out(StoreCore& core, const TorchRecipe& recipe, const c10::
   if (recipe.retired() || !trust_.possible()) return;
   const int64_t step = trust_.trial();
   try {
+    if (const auto finds = recipe.finds_parameters()) {
+      if (*finds) return (void)trust_.held(step);
+      trust_.failed();
+      return core.note_unequal_redo(recipe.op());
+    }
     const auto made = recipe.run();
     if (!device) {  // it has compared
       trust_.held(step);
@@ -262,7 +278,10 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
   }
   if (verdict == Verdict::kUnequal) core.note_unequal_redo(recipe.op());
   std::lock_guard lock(mutex_);
-  sites_[site] = {.verdict = verdict, .pending = std::nullopt, .seconds = seconds};
+  Site& known = sites_[site];
+  known.verdict = verdict;
+  known.pending.reset();
+  known.seconds = seconds;
   recipe.takes(seconds);
   return verdict;
 }

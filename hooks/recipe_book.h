@@ -48,7 +48,8 @@ class RecipeBook {
   /// Takes note of whose result was packed, and offers its recipe to the store if it has one and one is wanted. A recipe
   /// that is on trial is returned, see try_out().
   std::shared_ptr<const TorchRecipe> packed(StoreCore& core, const Packed& packed, StoreCore::RecipeWanted wanted);
-  /// The bytes that a recipe on trial is to make are asked for: does it make them? `kept`: they, `origin` as
+  /// The bytes that a recipe on trial is to make are asked for: does it make them, or where another of its site shows that
+  /// in this step, does it find the parameters as they were? `kept`: they, `origin` as
   /// StoreCore::Unpacked::origin. `device`: an accelerator's, whose answer comes later.
   void try_out(StoreCore& core, const TorchRecipe& recipe, const c10::Storage& kept, Bytes origin,
                const std::shared_ptr<Device>& device, StreamId stream);
@@ -98,6 +99,7 @@ class RecipeBook {
     Verdict verdict = Verdict::kNotYet;
     std::optional<Pending> pending;  // of the first of those on which the site is met
     std::optional<double> seconds;   // of a redo
+    int64_t tried_in = -1;           // the step in which one of its recipes was on trial last
   };
 
   /// Rests on parameters.
@@ -120,6 +122,7 @@ class RecipeBook {
   void watch(const Packed& packed, const std::shared_ptr<const TorchRecipe>& recipe);
   Verdict judge(StoreCore& core, const Packed& packed, const at::Tensor& result, TorchRecipe& recipe,
                 const std::string& site, bool every_time);
+  bool first_on_trial(const std::string& site);
   static std::optional<Pending> compare_on_device(const std::shared_ptr<Device>& device, StreamId stream,
                                                   const at::Tensor& made, const at::Tensor& saved);
   void look_at_trials(StoreCore& core);

@@ -442,6 +442,34 @@ TEST_F(WeightTest, AChangeThatIsNotIsAnErrorThatSaysWhatToDo) {
                   HasSubstr("mm"), HasSubstr("is at version 1; expected version 0"), HasSubstr("recompute=False"))));
 }
 
+/// Ops of one site are not all run on trial; their parameters are all looked at.
+TEST_F(WeightTest, AHiddenChangeOfAnyParameterEndsTheTrial) {
+  for (const bool changes : {false, true}) {
+    const Folder folder;
+    Store store(spilling(folder));
+    announce_parameter_changes(*store.core());
+    store.core()->use_costly_recipes(true);
+    const at::Tensor weights[] = {square(7), square(8)};
+    for (const at::Tensor& weight : weights) attach_tensor(store, weight);
+    for (int i = 0; i < 4; ++i) {
+      const at::Tensor x = square(1), b = square(3);
+      const at::Tensor z = under(&store, [&] {
+        at::Tensor sum = at::zeros({});
+        for (const at::Tensor& weight : weights) sum = sum + (at::mm(x * 2, weight) * b).sum();
+        return sum;
+      });
+      at::Tensor hidden = weights[1].variable_data();
+      if (changes) hidden.mul_(3);
+      (void)grads(z, {b});
+      if (changes) hidden.div_(3);
+      before_parameters_change(*store.core(), weights, ChangedBy::kOptimizer);
+    }
+    EXPECT_EQ(store.stats().recomputed_ops.contains("mm"), !changes) << store.report();
+    EXPECT_EQ(store.stats().unequal_redos.contains("mm"), changes);
+    expect_all_is_over(store);
+  }
+}
+
 TEST_F(WeightTest, AChangeInTheForwardBeforeTheResultIsSavedIsSeen) {
   const at::Tensor weight = square(7);
   attach_tensor(store_, weight);
