@@ -5,7 +5,6 @@
 #include <ebbtide/store/error.h>
 #include <ebbtide/store/store_core.h>
 
-#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -79,7 +78,6 @@ TorchRecipe::TorchRecipe(Step step, const at::Tensor& result, Bytes origin, std:
       step_(std::move(step)),
       result_(result),
       cache_(std::move(cache)),
-      threads_(at::get_num_threads()),
       cheap_(!any_costly(step_)) {}
 
 bool TorchRecipe::inputs_unchanged() const noexcept {
@@ -98,6 +96,8 @@ std::vector<const c10::StorageImpl*> TorchRecipe::parameters() const {
 
 void TorchRecipe::expect(const c10::Storage& made) {
   expected_ = XXH3_64bits(made.data(), made.nbytes());
+}
+
 uint64_t TorchRecipe::fingerprint_of_parameters() const {
   uint64_t fingerprint = 0;
   for (const c10::StorageImpl* storage : parameters())
@@ -108,8 +108,6 @@ uint64_t TorchRecipe::fingerprint_of_parameters() const {
 std::optional<bool> TorchRecipe::finds_parameters() const {
   if (!expected_parameters_) return std::nullopt;
   return inputs_unchanged() && fingerprint_of_parameters() == *expected_parameters_;
-}
-
 }
 
 /// Records were unchanged when the bytes were let go of, and nobody else held them then: a backward wrote to what it
@@ -130,7 +128,7 @@ void TorchRecipe::check_inputs() const {
 
 std::shared_ptr<TorchStorage> TorchRecipe::run() const {
   check_inputs();
-  const RedoEnvironment environment(result_.device(), threads_);
+  const RedoEnvironment environment(result_.device(), arithmetic_);
   const at::Tensor made = run_step(step_, *cache_);
   if (!ViewOfStorage(made).same_layout(result_) || made.storage().use_count() != 1)
     throw CorruptTensor(std::string("a saved tensor that ") + step_.op + " made came out in another layout this time");
@@ -186,6 +184,7 @@ StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedB
   if (unpacked.recipe)
     return {static_cast<const RunnableRecipe&>(*unpacked.recipe).make_again(record, stream), unpacked.recipe->begin(),
             true};
+  auto storage = std::move(unpacked.storage);
   if (!storage) storage = core.adopt(record, unpacked.memory, TorchStorage::over(unpacked.memory));
   auto found = std::static_pointer_cast<TorchStorage>(std::move(storage));
   if (unpacked.of_another_stream) note_current_stream(found->storage());
@@ -193,4 +192,3 @@ StorageOfRecord storage_of(Record& record, c10::Device device, StoreCore::AskedB
 }
 
 }  // namespace ebbtide
-  auto storage = std::move(unpacked.storage);

@@ -1,6 +1,7 @@
 // Ops that can be run again, and the tensors that they read.
 #pragma once
 
+#include <ebbtide/hooks/arithmetic.h>
 #include <ebbtide/hooks/torch_storage.h>
 #include <ebbtide/hooks/view_of_storage.h>
 #include <ebbtide/pinned_pool/export.h>
@@ -90,8 +91,8 @@ class EBBTIDE_API RunnableRecipe : public Recipe {
 };
 
 /// A step whose result is a whole storage.
-/// Bits: kernels round by the number of threads and by strides. The first is set for the redo, and what does not come
-/// out with the strides of the tensor that was saved is an error. So is, in host memory, what was made of parameters and
+/// Bits: kernels round by their arithmetic and by strides. The first is set for the redo, and what does not come out with
+/// the strides of the tensor that was saved is an error. So is, in host memory, what was made of parameters and
 /// has another fingerprint: torch does not see writes through .data.
 class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
  public:
@@ -112,11 +113,11 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
   bool retired() const noexcept { return retired_; }
   /// What a redo must make from now on. REQUIRES: host memory; the recipe is not shared yet.
   void expect(const c10::Storage& made);
-
   /// What the parameters must hold from now on. REQUIRES: host memory; the recipe is not shared yet.
   void expect_parameters() { expected_parameters_ = fingerprint_of_parameters(); }
   /// Whether they do, and nobody has written to its other inputs either; none where nothing was expected of them.
   std::optional<bool> finds_parameters() const;
+
   /// Runs the op, on the current streams. Errors: those of unpacking its inputs; RuntimeError for an input that was
   /// written to; CorruptTensor.
   std::shared_ptr<TorchStorage> run() const;
@@ -124,17 +125,17 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
 
  private:
   void check_inputs() const;
-
   uint64_t fingerprint_of_parameters() const;
+
   const Step step_;
   const ViewOfStorage result_;
   const std::shared_ptr<RedoCache> cache_;
-  const int threads_;
+  const Arithmetic arithmetic_;
   const bool cheap_;
   std::optional<double> seconds_;
   std::optional<uint64_t> expected_;  // of the bytes
-  mutable std::atomic<bool> retired_{false};
   std::optional<uint64_t> expected_parameters_;
+  mutable std::atomic<bool> retired_{false};
 };
 
 /// What an operand stands for now; undefined for one that is absent.

@@ -93,7 +93,7 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
   const auto node = result.grad_fn();
   const RecipeRow* row = recipe_row(*node);
   if (row == nullptr || row->is_view || (row->costly && !costly)) return {};
-  const RedoEnvironment environment(result.device(), at::get_num_threads());
+  const RedoEnvironment environment(result.device());
   RecipeSearch search(*this, result, costly);
   std::optional<Step> step = search.run();
   if (!step) return {};
@@ -126,7 +126,7 @@ std::shared_ptr<TorchRecipe> RecipeBook::of_bits(const Packed& packed) const {
   // Torch's rrelu packs its noise before its kernel writes it, and tells no version. Written by now are an op's result,
   // a mask, and what an in-place op has filled, such as the noise of a dropout.
   if (!tensor.grad_fn() && tensor.scalar_type() != at::kBool && packed.version == 0) return nullptr;
-  const RedoEnvironment environment(tensor.device(), at::get_num_threads());
+  const RedoEnvironment environment(tensor.device());
   const at::Tensor all = all_of(tensor.storage(), tensor.scalar_type());
   std::optional<Step> step = as_bits(all);
   return step ? std::make_shared<TorchRecipe>(std::move(*step), all, packed.origin, cache_) : nullptr;
@@ -161,7 +161,7 @@ void RecipeBook::try_out(StoreCore& core, const TorchRecipe& recipe, const c10::
       trust_.held(step);
       return;
     }
-    const RedoEnvironment environment(kept.device(), at::get_num_threads());
+    const RedoEnvironment environment(kept.device());
     const at::Tensor kept_bytes = all_of(kept, at::kByte);  // of the storage that was saved, what views touch
     const at::Tensor made_bytes =
         all_of(made->storage(), at::kByte).narrow(0, (origin - recipe.begin()).count(), kept_bytes.numel());

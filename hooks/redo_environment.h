@@ -1,7 +1,8 @@
 // What a redo runs under, whatever the thread that asks for it is in.
 #pragma once
 
-#include <ATen/Parallel.h>
+#include <ebbtide/hooks/arithmetic.h>
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/DispatchKeySet.h>
@@ -14,15 +15,15 @@
 namespace ebbtide {
 
 /// No autograd, no autocast (what a forward cast was cast by ops that have recipes of their own), no Python modes, and
-/// as many threads as the forward had.
+/// the arithmetic that the forward had.
 class RedoEnvironment {
  public:
-  RedoEnvironment(c10::Device device, int threads)
-      : outer_(std::exchange(innermost_, this)), device_(device), threads_before_(at::get_num_threads()) {
-    if (device.is_cpu() && threads != threads_before_) at::set_num_threads(threads);
+  explicit RedoEnvironment(c10::Device device, const Arithmetic& arithmetic = Arithmetic())
+      : outer_(std::exchange(innermost_, this)), device_(device) {
+    arithmetic.set();
   }
   ~RedoEnvironment() {
-    if (at::get_num_threads() != threads_before_) at::set_num_threads(threads_before_);
+    before_.set();
     innermost_ = outer_;
   }
   RedoEnvironment(const RedoEnvironment&) = delete;
@@ -58,7 +59,7 @@ class RedoEnvironment {
   const at::AutoDispatchBelowAutograd below_autograd_;
   const c10::impl::ExcludeDispatchKeyGuard off_{kOff};
   const c10::OptionalDeviceGuard device_;
-  const int threads_before_;
+  const Arithmetic before_;
 };
 
 }  // namespace ebbtide

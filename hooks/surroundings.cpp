@@ -2,7 +2,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <c10/util/Exception.h>
 
@@ -36,7 +35,7 @@ Surroundings::Surroundings(std::span<const c10::Device> devices) : Surroundings(
 }
 
 Surroundings::Surroundings(const std::vector<Drawn>& generators)
-    : caches_casts_(at::autocast::is_autocast_cache_enabled()), threads_(at::get_num_threads()) {
+    : caches_casts_(at::autocast::is_autocast_cache_enabled()) {
   for (const Drawn& drawn : generators) generators_.push_back({drawn.generator, state_of(drawn.generator)});
   for (const c10::DeviceType device : at::autocast::_AUTOCAST_SUPPORTED_DEVICES)
     casts_.push_back({device, at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)});
@@ -53,7 +52,7 @@ void Surroundings::set() const {
     at::autocast::set_autocast_dtype(cast.device, cast.dtype);
   }
   at::autocast::set_autocast_cache_enabled(caches_casts_);
-  if (at::get_num_threads() != threads_) at::set_num_threads(threads_);
+  arithmetic_.set();
 }
 
 /// Casts are cached for one autocast context, and what is cached here must not outlive the redo: weights change after it.

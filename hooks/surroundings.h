@@ -1,6 +1,8 @@
 // What a region's function ran under, so that it runs under the same again.
 #pragma once
 
+#include <ebbtide/hooks/arithmetic.h>
+
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -12,7 +14,7 @@
 namespace ebbtide {
 
 /// The default generators of the CPU and of other devices, autocast (what is on, with which dtype, whether casts are
-/// cached), and the number of threads.
+/// cached), and the arithmetic.
 ///
 /// Threads: taken on the thread that runs the function; used on any. Generators belong to the process: whoever draws from
 /// one on another thread while the function runs again disturbs it, as with torch's own checkpoint.
@@ -41,7 +43,7 @@ class Surroundings {
   std::vector<Drawn> generators_;
   std::vector<Cast> casts_;
   bool caches_casts_;
-  int threads_;
+  Arithmetic arithmetic_;
 };
 
 /// All is as it was while this lives.

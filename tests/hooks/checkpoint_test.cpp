@@ -582,7 +582,7 @@ TEST(CheckpointTest, ARegionThatIsRunAgainForARecipeRunsWithAutograd) {
   ASSERT_NE(node, nullptr);
   at::Tensor made;
   {
-    const RedoEnvironment of_a_recipe(c10::kCPU, at::get_num_threads());
+    const RedoEnvironment of_a_recipe(c10::kCPU);
     made = node->result_.unpack(y.grad_fn());
   }
   EXPECT_TRUE(same_bits(made, y));

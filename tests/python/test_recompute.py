@@ -79,3 +79,75 @@ def test_an_optimizer_step_between_forward_and_backward(tmp_path):
     for _ in range(2):
         assert_same_bits(gradient(store), gradient(contextlib.nullcontext()))
     assert store.stats()["recomputed"]["tensors"] > 0
+
+
+@pytest.fixture
+def redoing(tmp_path):
+    """A store that makes again what it can, by rule; on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    store = ebbtide.Store(device_budget=0, spill_to=tmp_path, min_bytes=MIN_BYTES)
+    store._store.follow_plans(False)
+    yield store
+    store.close()
+    torch.set_num_threads(threads)
+
+
+def test_an_eps_that_the_first_rows_do_not_tell(redoing):
+    """Of large numbers several eps give the same reciprocal deviations, and not of others of the same shape."""
+    weight, bias = torch.rand(512, requires_grad=True), torch.rand(512, requires_grad=True)
+
+    def gradient(scale, seed, context):
+        x = (torch.randn(64, 512, generator=torch.Generator().manual_seed(seed)) * scale).requires_grad_()
+        z = torch.ones(64, 512, requires_grad=True)
+        with context:
+            y = (F.layer_norm(x * 1.0, (512,), weight, bias, 1e-6) * z).sum()
+        return torch.autograd.grad(y, z)
+
+    for scale, seed in [(100, 0)] + [(13, seed) for seed in range(10)]:  # variances of 1e4, then of about 170
+        assert_same_bits(gradient(scale, seed, redoing), gradient(scale, seed, contextlib.nullcontext()))
+    assert redoing.stats()["recomputed_ops"]["layer_norm"]["tensors"] == 11
+
+
+def test_denormals_are_flushed_again_where_the_forward_flushed_them(redoing):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    small = [torch.rand(4096, generator=torch.Generator().manual_seed(seed)) * scale for seed, scale in ((0, 1e-30), (1, 1e-10))]
+    a, b = (tensor.requires_grad_() for tensor in small)
+    z = torch.ones(4096, requires_grad=True)
+
+    def gradient(context):
+        torch.set_flush_denormal(True)
+        try:
+            with context:
+                y = ((a * 1) * (b * 1) * z).sum()
+        finally:
+            torch.set_flush_denormal(False)
+        return torch.autograd.grad(y, z)
+
+    assert_same_bits(gradient(redoing), gradient(contextlib.nullcontext()))
+    assert redoing.stats()["recomputed_ops"]["mul"]["tensors"] > 0
+
+
+def test_what_runs_again_is_as_precise_as_it_was(redoing):
+    """A program may let fp32 matmuls round to bfloat16 inside for a while; and do without oneDNN."""
+    redoing._store.use_costly_recipes(True)
+
+    def gradient(context, enabled):
+        a, b = (torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (0, 1))
+        z = torch.ones(512, 512, requires_grad=True)
+        before = torch.backends.mkldnn.matmul.fp32_precision
+        torch._C._set_mkldnn_enabled(enabled)
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        try:
+            with context:
+                y = (torch.mm(a * 1.0, b * 1.0) * z).sum()
+        finally:
+            torch.backends.mkldnn.matmul.fp32_precision = before
+            torch._C._set_mkldnn_enabled(True)
+        return torch.autograd.grad(y, z)
+
+    for enabled in (True, False):
+        assert_same_bits(gradient(redoing, enabled), gradient(contextlib.nullcontext(), enabled))
+    assert redoing.stats()["recomputed_ops"]["mm"]["tensors"] == 2
+    assert torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
