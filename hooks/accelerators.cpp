@@ -117,6 +117,11 @@ bool Accelerators::serves(c10::DeviceType type) const {
   return openers_.contains(type);
 }
 
+bool Accelerators::serve_some() const {
+  const std::lock_guard lock(mutex_);
+  return !served_.empty();
+}
+
 Accelerators::Served Accelerators::of(StoreCore& core, c10::Device device) {
   const std::lock_guard lock(mutex_);
   const auto known = served_.find(device);

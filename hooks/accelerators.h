@@ -39,6 +39,8 @@ class EBBTIDE_API Accelerators {
   void serve(c10::DeviceType type, OpenDevice open);
   bool serves(c10::DeviceType type) const;
 
+  /// Whether one was asked for.
+  bool serve_some() const;
   /// Opens the store's tier for this device when first asked for it. One that cannot be opened is warned of, once.
   Served of(StoreCore& core, c10::Device device);
 

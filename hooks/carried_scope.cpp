@@ -1,81 +1,105 @@
 #include <ebbtide/hooks/carried_scope.h>
+#include <ebbtide/hooks/scope.h>
 
 #include <ATen/SavedTensorHooks.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
+#include <ATen/ThreadLocalPythonObjects.h>
+#include <c10/core/SafePyObject.h>
+#include <torch/csrc/autograd/graph_task.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
-#include <string_view>
+#include <string>
 #include <thread>
-#include <type_traits>
 #include <utility>
 
 namespace ebbtide {
 namespace {
 
-constexpr std::string_view kName = "EBBTIDE_SCOPE";
+using at::impl::ThreadLocalPythonObjects;
 
-/// Kinds are told apart by the address of their name; in torch's older versions by a number, of which it looks for none
-/// but its own.
-template <class Kind>
-constexpr Kind kind_of_ours() {
-  if constexpr (std::is_enum_v<Kind>)
-    return static_cast<Kind>(0xEB);
-  else
-    return Kind(&kName);
+// Torch's older versions take none away. An explicit instantiation may name a private member, and a change of the member
+// fails to compile.
+template <auto kMember>
+struct NamedObjectsOf {
+  friend auto& named_objects_of(ThreadLocalPythonObjects& objects) { return objects.*kMember; }
+};
+template struct NamedObjectsOf<&ThreadLocalPythonObjects::obj_dict_>;
+auto& named_objects_of(ThreadLocalPythonObjects& objects);
+
+const std::string& name() {
+  static const auto* name = new std::string("ebbtide scope");
+  return *name;
 }
-constexpr auto kKind = kind_of_ours<c10::DebugInfoKind>();
 
 }  // namespace
 
-class CarriedScope::Carried : public c10::DebugInfoBase {
+/// What torch carries along by name are Python's objects. This is none of them: its object is null.
+class CarriedScope::Carried : public c10::SafePyObject {
  public:
-  explicit Carried(std::shared_ptr<StoreCore> core) : core_(std::move(core)) {}
+  Carried(const Scope& scope, std::shared_ptr<Carried> outer)
+      : SafePyObject(nullptr, nullptr),
+        core_(scope.core()),
+        python_hooks_outside_(scope.python_hooks_outside()),
+        outer_(std::move(outer)) {}
+
+  static std::shared_ptr<Carried> of_this_thread() {
+    if (!ThreadLocalPythonObjects::contains(name())) return nullptr;
+    return std::static_pointer_cast<Carried>(ThreadLocalPythonObjects::get(name()));
+  }
+  /// The innermost that goes on.
+  static std::shared_ptr<Carried> current() {
+    auto carried = of_this_thread();
+    while (carried && carried->ended_) carried = carried->outer_;
+    return carried;
+  }
 
   /// A scope is for one thread, so each has its own, and a pass with it.
-  Scope* of_this_thread() {
+  Scope* scope() {
+    if (at::SavedTensorDefaultHooks::get_tls_state().stack.size() > python_hooks_outside_) return nullptr;
     const std::lock_guard lock(mutex_);
+    if (ended_) return nullptr;
     std::unique_ptr<Scope>& scope = scopes_[std::this_thread::get_id()];
     if (!scope && core_->accepts_packs()) scope = Scope::detached(core_);
     return scope.get();
   }
-  std::map<std::thread::id, std::unique_ptr<Scope>> take() {
+  std::map<std::thread::id, std::unique_ptr<Scope>> end() {
     const std::lock_guard lock(mutex_);
+    ended_ = true;
     return std::move(scopes_);
   }
 
  private:
   const std::shared_ptr<StoreCore> core_;
+  const size_t python_hooks_outside_;
+  const std::shared_ptr<Carried> outer_;
+  std::atomic<bool> ended_{false};
   std::mutex mutex_;
   std::map<std::thread::id, std::unique_ptr<Scope>> scopes_;  // guarded by mutex_
 };
 
-class CarriedScope::Guard {
- public:
-  explicit Guard(std::shared_ptr<Carried> carried) : guard_(kKind, std::move(carried)) {}
-
- private:
-  c10::DebugInfoGuard guard_;
-};
-
-CarriedScope::CarriedScope(Scope* scope) {
-  if (scope == nullptr) return;
-  if (at::SavedTensorDefaultHooks::get_tls_state().stack.size() > scope->python_hooks_outside()) return;
-  carried_ = std::make_shared<Carried>(scope->core());
-  guard_ = std::make_unique<Guard>(carried_);
+CarriedScope::CarriedScope(const Scope& scope) : carried_(std::make_shared<Carried>(scope, Carried::current())) {
+  ThreadLocalPythonObjects::set(name(), carried_);
 }
 
 CarriedScope::~CarriedScope() = default;
 
 void CarriedScope::leave() {
-  if (!carried_) return;
-  for (auto& [thread, scope] : carried_->take())
+  auto scopes = carried_->end();
+  if (Carried::of_this_thread() == carried_) {
+    if (auto outer = Carried::current())
+      ThreadLocalPythonObjects::set(name(), std::move(outer));
+    else  // an empty one costs its threads nothing
+      named_objects_of(const_cast<ThreadLocalPythonObjects&>(ThreadLocalPythonObjects::get_state())).erase(name());
+  }
+  for (auto& [thread, scope] : scopes)
     if (scope) scope->leave();
 }
 
 Scope* CarriedScope::current() {
-  auto* carried = static_cast<Carried*>(c10::ThreadLocalDebugInfo::get(kKind));
-  return carried != nullptr ? carried->of_this_thread() : nullptr;
+  if (torch::autograd::get_current_graph_task_id() == -1) return nullptr;
+  const auto carried = Carried::current();
+  return carried ? carried->scope() : nullptr;
 }
 
 }  // namespace ebbtide

@@ -72,10 +72,7 @@ class StoreEngine final : public Engine {
                                          const torch::autograd::variable_list& inputs, bool keep_graph,
                                          bool create_graph, bool accumulate_grad,
                                          const torch::autograd::edge_list& outputs) override {
-    CarriedScope carried(create_graph ? Scope::current() : nullptr);
-    auto gradients = wrapped_.execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
-    carried.leave();
-    return gradients;
+    return wrapped_.execute(roots, inputs, keep_graph, create_graph, accumulate_grad, outputs);
   }
   c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(
       const std::shared_ptr<torch::autograd::GraphTask>& graph_task, NodePtr graph_root,

@@ -90,6 +90,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   StreamId stream = kHostStream;
   const char* reason = why_pass_through(tensor, core.min_bytes(on_host), hooks.parameters, hooks.accelerators);
   if (reason == nullptr && !on_host) {
+    scope.carry();
     served = hooks.accelerators.of(core, tensor.device());
     stream = current_stream(tensor.device());
     reason = why_not_from(served, stream);

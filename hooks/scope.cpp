@@ -27,7 +27,8 @@ std::unique_ptr<Scope> Scope::detached(std::shared_ptr<StoreCore> core) {
 Scope::Scope(std::shared_ptr<StoreCore> core, Where where)
     : core_(std::move(core)),
       hooks_(hooks_of(*core_)),
-      python_hooks_outside_(at::SavedTensorDefaultHooks::get_tls_state().stack.size()) {
+      python_hooks_outside_(at::SavedTensorDefaultHooks::get_tls_state().stack.size()),
+      where_(where) {
   if (core_->closed()) throw Error(ErrorCode::kClosed, "this ebbtide store is closed");
   install_engine();
   guard_forks(core_);
@@ -39,6 +40,7 @@ Scope::Scope(std::shared_ptr<StoreCore> core, Where where)
   if (host_ == nullptr && hooks_->recipes.trust().possible()) hooks_->parameters.take_down_versions();
   outer_ = innermost;
   innermost = this;
+  if (hooks_->accelerators.serve_some()) carry();
 }
 
 Scope::~Scope() {
@@ -53,7 +55,20 @@ void Scope::leave() {
   if (!std::exchange(active_, false)) return;
   unlink();
   hooks_->recipes.cache().clear();
-  if (host_ == nullptr) core_->scope_ended(std::exchange(pass_, nullptr));
+  const auto end = [&] {
+    if (host_ == nullptr) core_->scope_ended(std::exchange(pass_, nullptr));
+  };
+  try {
+    if (carried_) carried_->leave();
+  } catch (...) {
+    end();
+    throw;
+  }
+  end();
+}
+
+void Scope::carry() {
+  if (where_ == Where::kThisThread && !carried_) carried_ = std::make_unique<CarriedScope>(*this);
 }
 
 void Scope::unlink() noexcept {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ebbtide/hooks/accelerators.h>
+#include <ebbtide/hooks/carried_scope.h>
 #include <ebbtide/hooks/parameter_registry.h>
 #include <ebbtide/hooks/recipe_book.h>
 #include <ebbtide/pinned_pool/export.h>
@@ -52,6 +53,9 @@ class EBBTIDE_API Scope {
   HooksOfStore& hooks() const noexcept { return *hooks_; }
   /// The pass that packs go to; opened by the first.
   std::shared_ptr<Pass>& pass() noexcept { return host_ != nullptr ? host_->pass_ : pass_; }
+  /// What backwards that its thread calls save on the engine's threads is its store's too, from the first call on.
+  /// REQUIRES: on its thread. Of a detached one nothing is carried.
+  void carry();
   /// How many Python hooks were there when it was entered: those pushed later are inside and win.
   size_t python_hooks_outside() const noexcept { return python_hooks_outside_; }
 
@@ -66,6 +70,8 @@ class EBBTIDE_API Scope {
   size_t python_hooks_outside_;
   Scope* outer_ = nullptr;
   Scope* host_ = nullptr;  // the outermost of the same store on this thread, if this is not it
+  const Where where_;
+  std::unique_ptr<CarriedScope> carried_;
   bool active_ = true;
 };
 

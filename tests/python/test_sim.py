@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-SUBJECTS = ("peak_eager", "peak_checkpoint", "peak_region", "peak_compiled", "parameters", "peak_goal", "planned")
+SUBJECTS = ("peak_eager", "peak_checkpoint", "peak_region", "peak_compiled", "parameters", "peak_goal", "planned", "double_backward")
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
