@@ -158,7 +158,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
           record->become(RecordState::kLost);
           if (record->resident_ && record->resident_->storage) buried_.push_back(record->resident_->storage);
           detach_locked(*record, work);
-        } else {
+        } else if (record->state_ != RecordState::kLost) {  // else its copy in failed first
           copy_out_failed_locked(*record, status.failure());
         }
       }

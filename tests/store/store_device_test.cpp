@@ -528,6 +528,20 @@ TEST_F(StoreDeviceTest, ALostDeviceIsAnErrorThatSaysSo) {
   }
 }
 
+/// A copy in waits for its copy out, and may be seen to fail before it.
+TEST_F(StoreDeviceTest, ADeviceLostAsACopyInBeginsIsAnErrorToo) {
+  open(options(Bytes(0)));
+  forward(1);
+  ASSERT_EQ(core_->stats().d2h.bytes, Bytes(0)) << "no stream has run yet";
+  // At the second event that an unpack records, which is the one after its copy.
+  trainer_->device().fail(ChaosDevice::Call::kRecord, 1, {FailureCode::kDeviceLost, 0, "it fell off the bus"});
+  for (int again = 0; again < 2; ++again)
+    EXPECT_THROW((void)core_->unpack(*saved_[0].record, trainer_->compute()), DeviceError);
+  saved_.clear();
+  pass_.reset();
+  core_->close();
+}
+
 TEST_F(StoreDeviceTest, ACopyThatTheDeviceRefusesIsItsError) {
   open(options(Bytes(0)), Pace::kEager);
   forward(2);
