@@ -226,7 +226,8 @@ void StoreCore::copy_in(const CopyIn& order) {
     record.resident_->stream = stream;
     record.lower_.returning = passage;
     if (trace_) trace_begin_locked(Trace::Flow::kCopyIn, record);
-    if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed
+    // On disk too: the memory goes when the copy has passed. A disk that is closed is read no more.
+    if (record.item_ && !closed_) (void)let_go_host_locked(record);
   }
   // To where they were: gaps are left as they come, for no view that this record serves reads them.
   CopyRequest request{.chunks = chunks_between(storage->data() + before.count(), whole - before, rows, memory->pieces(),
@@ -387,11 +388,14 @@ void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_
   changed_.notify_all();
 }
 
-/// close(): host memory is home enough, since copies from there need no disk and no caller's stream yet.
+/// close(): host memory is home enough, since copies from there need no disk and no caller's stream yet. Also for what is
+/// on the device: another stream may yet want it, or its copy fail, and then it comes from below once more.
 void StoreCore::lift_for_close_locked(Record& record, Work& work) {
-  if (record.lower_.memory || record.lower_.lifting || record.lost_) return;
+  LowerCopy& lower = record.lower_;
+  if (!record.item_ || lower.memory || lower.lifting || record.lost_) return;
+  if (lower.returning) return hold_host_locked(record, lower.returning->memory);  // a copy reads it still
   if (auto alive = record.weak_from_this().lock()) {
-    record.lower_.lifting = true;
+    lower.lifting = true;
     ++lifting_;
     work.orders().lifts.push_back({std::move(alive), Urgency::kDemand});
   }

@@ -381,10 +381,9 @@ void StoreCore::close() {
                lifting_ > 0;
       };
       for (Record* record = live_.front(); record != nullptr; record = live_.next(*record)) {
-        if (record->state_ != RecordState::kLower) continue;
         if (record->tier_->link)
           lift_for_close_locked(*record, work);
-        else
+        else if (record->state_ == RecordState::kLower)
           begin_return_locked(*record, kHostStream, Urgency::kDemand, work);
       }
       if (work.empty()) {

@@ -184,7 +184,7 @@ EXEMPT = (
             "passage.memory = nullptr;",
             "const std::shared_ptr<DeviceStorage> storage = std::move(allocated).value();",
             "record.resident_->storage = storage;",
-            "if (record.item_) (void)let_go_host_locked(record);",
+            "if (record.item_ && !closed_) (void)let_go_host_locked(record);",
             "std::shared_ptr<HostCopy> memory;",
             "memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), node, from, host_registrar_);",
             "request.done = [raw = passage.get()](const Status& status) {",

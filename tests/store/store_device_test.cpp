@@ -561,6 +561,33 @@ TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeB
   expect_clean();
 }
 
+/// The host copy of what is on disk goes as it comes back; yet another stream may want it, or its copy may fail.
+TEST_F(StoreDeviceTest, WhatIsOnItsWayBackAtCloseComesBackAgain) {
+  enum class Back { kBefore, kMeanwhile, kAfter };
+  for (const Back back : {Back::kBefore, Back::kMeanwhile, Back::kAfter}) {
+    open(options(Bytes(0), MiB(2)), Pace::kEager);
+    forward(96);
+    DeviceTensor in_hand;
+    const auto take = [&] { in_hand = std::static_pointer_cast<ChaosStorage>(trainer_->use(saved_[0]))->tensor(); };
+    if (back != Back::kAfter) take();
+    if (back == Back::kBefore) trainer_->drain();
+    core_->close();
+    if (back == Back::kAfter) take();
+    const StreamId other = trainer_->device().make_stream("other");
+    trainer_->order(trainer_->compute(), other);
+    (void)trainer_->use(saved_[0], other);
+    trainer_->order(other, trainer_->compute());
+    in_hand.reset();
+
+    trainer_->device().fail(ChaosDevice::Call::kCopy, 0, {FailureCode::kInvalid, 0, "the copy is refused"});
+    EXPECT_THROW((void)trainer_->use(saved_[1]), DeviceError);
+    (void)trainer_->use(saved_[1]);
+    backward();
+    expect_clean();
+    ASSERT_FALSE(HasFailure()) << static_cast<int>(back);
+  }
+}
+
 TEST_F(StoreDeviceTest, VerifySaysWhenHostMemoryIsNotWhatLeft) {
   Options verifying = options(Bytes(0));
   verifying.verify = true;
