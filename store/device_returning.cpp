@@ -139,11 +139,13 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
     const MarkedWait marked(record.pass_->marked_.load(std::memory_order_acquire), *link.device, stream);
     waiting = link.device->wait(stream, here.value());
   }
-  if (!waiting.ok()) {
-    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(failed_device(record, waiting.failure()));
-    return false;
-  }
+  if (!waiting.ok() && waiting.failure().code == FailureCode::kOverCapacity) return false;
   lock.lock();
+  if (!waiting.ok()) {
+    record.demanded_ = false;  // nobody comes to take it now: it may be let go of again
+    lock.unlock();
+    throw_lost(failed_device(record, waiting.failure()));
+  }
   if (record.state_ == RecordState::kReturning && record.lower_.in == job) {
     record.become(RecordState::kClean);
     place_locked(*record.resident_);

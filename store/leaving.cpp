@@ -57,7 +57,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, StallCause::kRoom, nullptr, [&] {
-        return tier.held() <= tier.budget || tier.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
+        return tier.held() <= tier.budget || pick_victim_locked(tier) != nullptr ||
                tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
       });
       continue;

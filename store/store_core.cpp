@@ -416,7 +416,7 @@ const char* StoreCore::name_of(StallCause cause) noexcept {
 }
 
 /// Returns the seconds that it took. `wanted`: what is waited for, if it is one record; it stays until then.
-double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,
+double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,
                        const std::function<bool()>& done) {
   using Steady = std::chrono::steady_clock;
   const auto begin = Steady::now();
@@ -436,6 +436,9 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
     }
   } catch (...) {
     waiter->resume(released);  // only check() throws, and it runs without the lock
+    lock.lock();
+    // Nobody comes to take it now: it may be let go of again. Who else waits for it demands it once more, if need be.
+    if (wanted != nullptr) wanted->demanded_ = false;
     throw;
   }
   lock.unlock();

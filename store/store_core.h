@@ -382,7 +382,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void deliver_warnings();
   enum class StallCause { kRoom, kHostRoom, kCopies, kReturn, kClose };
   static const char* name_of(StallCause cause) noexcept;
-  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,
+  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,
               const std::function<bool()>& done);
 
   // tracing.cpp. REQUIRES, but for the last: trace_.

@@ -552,6 +552,20 @@ TEST_F(StoreDeviceTest, ACopyThatTheDeviceRefusesIsItsError) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, WhatNoStreamCouldWaitForIsLetGoOfAgain) {
+  open(options(Bytes(0)));
+  forward(2);
+  trainer_->drain();
+  // The second wait of an unpack is the caller's, for the copy.
+  trainer_->device().fail(ChaosDevice::Call::kWait, 1, {FailureCode::kInvalid, 0, "the stream is being captured"});
+  EXPECT_THROW((void)trainer_->use(saved_[1]), DeviceError);
+  trainer_->drain();
+  EXPECT_GT(core_->stats().h2d.bytes, Bytes(0)) << "it came back all the same";
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  backward();
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeBack) {
   open(options(Bytes(0), MiB(2)), Pace::kEager);
   forward(96);
