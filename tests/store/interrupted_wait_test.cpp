@@ -140,5 +140,16 @@ TEST_F(InterruptedWaitTest, WhatIsAboutToBeTakenIsNoRoomToWaitFor) {
   taker.join();
 }
 
+TEST_F(InterruptedWaitTest, ACloseThatWasBrokenOffEndsLater) {
+  open_on_device();
+  expect_interrupted([&] { core_->close(); });
+  (void)trainer_->use(saved_[32]);  // a disk reads it for the close
+  watchdog_.now("the second close");
+  core_->close();
+  for (; !saved_.empty(); saved_.pop_back()) (void)trainer_->use(saved_.back());
+  trainer_->drain();
+  EXPECT_EQ(trainer_->wrong(), 0);
+}
+
 }  // namespace
 }  // namespace ebbtide::test
