@@ -331,8 +331,8 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                 "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                     " that comes back: lower host_budget"};
       } else {
-        record->tier_->host_full = true;
-        record->tier_->host_wanted = record->packed_bytes();
+        note_host_full_locked(*record->tier_, record->packed_bytes(),
+                              /*short_of_memory=*/false);  // it did not try to grow
         put_off_locked(*record);
       }
       if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);

@@ -15,9 +15,12 @@
 namespace ebbtide::test {
 namespace {
 
+using testing::AllOf;
 using testing::Contains;
+using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::ThrowsMessage;
 
 constexpr size_t kSize = 64 << 10;
 
@@ -236,11 +239,26 @@ TEST_F(StoreDeviceTest, OnFullRaiseRaises) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, OnFullRaiseRaisesForWhatIsLargerThanTheHostTier) {
+  for (const bool spills : {false, true}) {
+    Options raising = options(KiB(256), MiB(2), spills);
+    raising.on_full = OnFull::kRaise;
+    open(raising);
+    saved_.push_back(trainer_->save(pass_, 1, size_t{3} << 20));
+    EXPECT_THAT(
+        [&] { core_->scope_ended(pass_); },
+        ThrowsMessage<OutOfBudget>(AllOf(HasSubstr("one of 3 MiB is larger than what fits into host_budget (2 MiB"),
+                                         HasSubstr("by at least 2.75 MiB"))));
+    expect_clean();
+  }
+}
+
 TEST_F(StoreDeviceTest, WhatIsLargerThanTheHostTierBarsTheWayOfNoOther) {
   open(options(Bytes(0), MiB(2), /*spills=*/false));
   saved_.push_back(trainer_->save(pass_, 1, size_t{3} << 20));
   forward(4);
   EXPECT_EQ(core_->stats().device.bytes, MiB(3));
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("is larger than what fits into host_budget")));
   backward();
   expect_clean();
 }
