@@ -32,7 +32,8 @@ struct PoolOptions {
 
 struct PoolStats {
   Bytes capacity;
-  Bytes slab_bytes;  ///< mapped now, spare included
+  Bytes most_slab_bytes;  ///< the capacity in whole slabs: no block but a contiguous one can be larger
+  Bytes slab_bytes;       ///< mapped now, spare included
   Bytes peak_slab_bytes;
   Bytes live_bytes;  ///< in blocks now, as asked for
   Bytes peak_live_bytes;

@@ -166,6 +166,7 @@ void PoolState::stop_keeper() noexcept {
 PoolStats PoolState::stats() const {
   PoolStats stats;
   stats.capacity = capacity_;
+  stats.most_slab_bytes = as_bytes(static_cast<size_t>(capacity_.count()) / slab_bytes_ * slab_bytes_);
   stats.live_bytes = Bytes(live_.load(std::memory_order_relaxed));
   stats.peak_live_bytes = Bytes(peak_live_.load(std::memory_order_relaxed));
   stats.refusals = refusals_.load(std::memory_order_relaxed);

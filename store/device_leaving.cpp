@@ -81,8 +81,7 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
     if (!promised) memory = HostCopy::make(host_copy_objects_, *host_pool_, bytes, node, HostCopy::From::kPool);
     note_pageable();
     if (!memory) {
-      // Refused though nothing is lent: it will never fit, and must not bar the way of those behind it.
-      const bool never = bytes > host_budget_ || (!promised && host_pool_->stats().live_bytes == Bytes(0));
+      const PoolStats pool = host_pool_->stats();
       std::lock_guard lock(mutex_);
       for (size_t refused = orders.size(); refused-- > i;) {  // backwards: the oldest ends up in front again
         Record& stays = *orders[refused].record;
@@ -90,9 +89,11 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
         stays.become(RecordState::kResident);
         place_locked(*stays.resident_, /*to_front=*/true);
       }
-      record->stays_ = never;
-      record->tier_->host_full = !never;
-      record->tier_->host_wanted = bytes;
+      if (bytes > pool.most_slab_bytes)
+        record->stays_ = true;  // and must not bar the way of those behind it
+      else
+        note_host_full_locked(*record->tier_, bytes,
+                              /*short_of_memory=*/!promised && pool.slab_bytes < pool.most_slab_bytes);
       break;  // and kick: a caller may wait for the copies before this one
     }
     if (!after) {
@@ -158,7 +159,7 @@ void StoreCore::copy_out_done(Passage& passage, const Status& status) {
           record->become(RecordState::kLost);
           if (record->resident_ && record->resident_->storage) buried_.push_back(record->resident_->storage);
           detach_locked(*record, work);
-        } else {
+        } else if (record->state_ != RecordState::kLost) {  // else its copy in failed first
           copy_out_failed_locked(*record, status.failure());
         }
       }

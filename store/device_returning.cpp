@@ -139,11 +139,13 @@ bool StoreCore::take(std::unique_lock<std::mutex>& lock, Record& record, StreamI
     const MarkedWait marked(record.pass_->marked_.load(std::memory_order_acquire), *link.device, stream);
     waiting = link.device->wait(stream, here.value());
   }
-  if (!waiting.ok()) {
-    if (waiting.failure().code != FailureCode::kOverCapacity) throw_lost(failed_device(record, waiting.failure()));
-    return false;
-  }
+  if (!waiting.ok() && waiting.failure().code == FailureCode::kOverCapacity) return false;
   lock.lock();
+  if (!waiting.ok()) {
+    record.demanded_ = false;  // nobody comes to take it now: it may be let go of again
+    lock.unlock();
+    throw_lost(failed_device(record, waiting.failure()));
+  }
   if (record.state_ == RecordState::kReturning && record.lower_.in == job) {
     record.become(RecordState::kClean);
     place_locked(*record.resident_);
@@ -230,7 +232,8 @@ void StoreCore::copy_in(const CopyIn& order) {
     record.resident_->stream = stream;
     record.lower_.returning = passage;
     if (trace_) trace_begin_locked(Trace::Flow::kCopyIn, record);
-    if (record.item_) (void)let_go_host_locked(record);  // on disk too: the memory goes when the copy has passed
+    // On disk too: the memory goes when the copy has passed. A disk that is closed is read no more.
+    if (record.item_ && !closed_) (void)let_go_host_locked(record);
   }
   // To where they were: gaps are left as they come, for no view that this record serves reads them.
   CopyRequest request{.chunks = chunks_between(storage->data() + before.count(), whole - before, rows, memory->pieces(),
@@ -333,8 +336,8 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                 "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                     " that comes back: lower host_budget"};
       } else {
-        record->tier_->host_full = true;
-        record->tier_->host_wanted = record->packed_bytes();
+        note_host_full_locked(*record->tier_, record->packed_bytes(),
+                              /*short_of_memory=*/false);  // it did not try to grow
         put_off_locked(*record);
       }
       if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);
@@ -392,11 +395,14 @@ void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_
   changed_.notify_all();
 }
 
-/// close(): host memory is home enough, since copies from there need no disk and no caller's stream yet.
+/// close(): host memory is home enough, since copies from there need no disk and no caller's stream yet. Also for what is
+/// on the device: another stream may yet want it, or its copy fail, and then it comes from below once more.
 void StoreCore::lift_for_close_locked(Record& record, Work& work) {
-  if (record.lower_.memory || record.lower_.lifting || record.lost_) return;
+  LowerCopy& lower = record.lower_;
+  if (!record.item_ || lower.memory || lower.lifting || record.lost_) return;
+  if (lower.returning) return hold_host_locked(record, lower.returning->memory);  // a copy reads it still
   if (auto alive = record.weak_from_this().lock()) {
-    record.lower_.lifting = true;
+    lower.lifting = true;
     ++lifting_;
     work.orders().lifts.push_back({std::move(alive), Urgency::kDemand});
   }

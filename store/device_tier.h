@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -52,6 +53,8 @@ class DeviceTier {
   int64_t passes_without_it = 0;  ///< that ended since, and saved nothing here
   bool host_full = false;         ///< host memory has refused a record, and nothing has gone from there since
   Bytes host_wanted;              ///< by that record
+  bool host_short = false;        ///< for which the system had no memory, though host_budget had room
+  std::chrono::steady_clock::time_point host_full_until;  ///< then it is asked again, whatever has gone
 
   std::atomic<bool> times{true};  ///< its events, as far as is known
 

@@ -16,7 +16,7 @@ namespace {
 
 /// A disk or a device that failed this often in a row is not asked again.
 constexpr int64_t kErrorsToGiveUp = 3;
-/// A full disk may be emptied by somebody else.
+/// A full disk may be emptied by somebody else, and memory that the system had not be there again.
 constexpr std::chrono::seconds kAskAgainAfter{1};
 
 }  // namespace
@@ -57,7 +57,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, StallCause::kRoom, nullptr, [&] {
-        return tier.held() <= tier.budget || tier.bytes(DeviceTier::Place::kClean) > Bytes(0) ||
+        return tier.held() <= tier.budget || pick_victim_locked(tier) != nullptr ||
                tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
       });
       continue;
@@ -71,8 +71,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
     // What has a recipe goes as soon as nobody holds its inputs.
     const bool over_for_good = tier.held() - tier.bytes(DeviceTier::Place::kRedoable) > tier.budget;
     const Bytes only_here = tier.bytes(DeviceTier::Place::kDirty) + tier.bytes(DeviceTier::Place::kPlanned);
-    if (over_for_good && only_here > Bytes(0) && !closed_ && !may_leave_locked(tier) &&
-        !(tier.link && may_spill_locked())) {
+    if (over_for_good && only_here > Bytes(0) && !closed_ && none_can_leave_locked(tier, only_here)) {
       const std::string why = why_nothing_leaves_locked(tier);
       if (options_.on_full == OnFull::kRaise ||
           (options_.on_full == OnFull::kAutomatic && tier.budget_given && !tier.link)) {
@@ -101,8 +100,39 @@ void StoreCore::note_full_locked() {
   full_until_ = std::chrono::steady_clock::now() + kAskAgainAfter;
 }
 
-bool StoreCore::may_leave_locked(const DeviceTier& tier) noexcept {
-  return tier.link ? !closed_ && !tier.host_full && tier.copy_errors < kErrorsToGiveUp : may_spill_locked();
+/// Host memory has no room for a record that would fit into it.
+void StoreCore::note_host_full_locked(DeviceTier& tier, Bytes wanted, bool short_of_memory) noexcept {
+  tier.host_full = true;
+  tier.host_wanted = wanted;
+  tier.host_short = short_of_memory;
+  tier.host_full_until = std::chrono::steady_clock::now() + kAskAgainAfter;
+}
+
+bool StoreCore::may_leave_locked(DeviceTier& tier) noexcept {
+  if (!tier.link) return may_spill_locked();
+  // Where nothing lies in host memory, nothing that goes from there would tell that there is room.
+  if (tier.host_full && std::chrono::steady_clock::now() >= tier.host_full_until) tier.host_full = false;
+  return !closed_ && !tier.host_full && tier.copy_errors < kErrorsToGiveUp;
+}
+
+/// Whether the `only_here` bytes that have no other copy stay until something else changes. REQUIRES: all that may leave
+/// has begun to.
+bool StoreCore::none_can_leave_locked(DeviceTier& tier, Bytes only_here) {
+  if (may_leave_locked(tier)) return only_here > tier.budget && too_large_locked(tier) != nullptr;
+  if (!tier.link || tier.copy_errors >= kErrorsToGiveUp) return true;
+  // The disk makes room in host memory, if something lies there.
+  return !may_spill_locked() || (tier.host_short && host_pool_->stats().live_bytes == Bytes(0));
+}
+
+/// A record that host memory can never hold, among those that have no other copy; null: there is none.
+const Record* StoreCore::too_large_locked(const DeviceTier& tier) noexcept {
+  for (const DeviceTier::Place place : {DeviceTier::Place::kDirty, DeviceTier::Place::kPlanned}) {
+    const auto& list = tier.list(place);
+    for (const Resident* resident = list.front(); resident != nullptr; resident = list.next(*resident))
+      for (const Record* record : resident->records)
+        if (record->stays_) return record;
+  }
+  return nullptr;
 }
 
 std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
@@ -117,8 +147,16 @@ std::string StoreCore::why_nothing_leaves_locked(const DeviceTier& tier) const {
     if (tier.copy_errors >= kErrorsToGiveUp)
       return why + "copies from " + tier.device->name() + " fail (" + last_write_error_ + "). Raise " + budget +
              " by at least " + more + ".";
+    const std::string host = "host_budget (" + to_string(host_budget_) + " for the tensors of devices)";
+    if (const Record* record = tier.host_full ? nullptr : too_large_locked(tier))
+      return why + "one of " + to_string(record->packed_bytes()) + " is larger than what fits into " + host +
+             ". Raise host_budget, or " + budget + " by at least " + more + ".";
+    if (tier.host_full && tier.host_short)
+      return why + "the system has no memory for more of " + host + " than the " +
+             to_string(host_pool_->stats().slab_bytes) + " that are taken. Leave it more memory, or raise " + budget +
+             " by at least " + more + ".";
     why +=
-        "host_budget (" + to_string(host_budget_) + " for the tensors of devices) is full" +
+        host + " is full" +
         (host_is_promised_locked(tier, tier.host_wanted) ? " but for what other devices are sure of, and " : ", and ");
     if (!spill_)
       return why + "there is no spill_to. Name a folder on a disk, or raise host_budget or " + budget +

@@ -152,7 +152,7 @@ void StoreCore::begin_return_locked(Record& record, const Caller& caller, Urgenc
   if (!tier.link) {
     work.orders().reads.push_back({std::move(alive), urgency});
   } else if (!record.lower_.memory) {
-    record.lower_.lifting = true;
+    if (std::exchange(record.lower_.lifting, true)) return;  // by close(), which demands it too
     ++lifting_;
     work.orders().lifts.push_back({std::move(alive), urgency});
   } else {

@@ -390,10 +390,9 @@ void StoreCore::close() {
                lifting_ > 0;
       };
       for (Record* record = live_.front(); record != nullptr; record = live_.next(*record)) {
-        if (record->state_ != RecordState::kLower) continue;
         if (record->tier_->link)
           lift_for_close_locked(*record, work);
-        else
+        else if (record->state_ == RecordState::kLower)
           begin_return_locked(*record, kHostStream, Urgency::kDemand, work);
       }
       if (work.empty()) {
@@ -426,7 +425,7 @@ const char* StoreCore::name_of(StallCause cause) noexcept {
 }
 
 /// Returns the seconds that it took. `wanted`: what is waited for, if it is one record; it stays until then.
-double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,
+double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,
                        const std::function<bool()>& done) {
   using Steady = std::chrono::steady_clock;
   const auto begin = Steady::now();
@@ -447,6 +446,9 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
   } catch (...) {  // Waiter::check(), or what takes a warning
     if (lock.owns_lock()) lock.unlock();
     if (waiter) waiter->resume(released);
+    lock.lock();
+    // Nobody comes to take it now: it may be let go of again. Who else waits for it demands it once more, if need be.
+    if (wanted != nullptr) wanted->demanded_ = false;
     throw;
   }
   lock.unlock();

@@ -253,8 +253,11 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void drop_locked(Resident& resident, Work& work);
   void drop_record_locked(Record& record, Work& work);
   bool may_spill_locked() noexcept;
-  bool may_leave_locked(const DeviceTier& tier) noexcept;
+  bool may_leave_locked(DeviceTier& tier) noexcept;
+  bool none_can_leave_locked(DeviceTier& tier, Bytes only_here);
+  static const Record* too_large_locked(const DeviceTier& tier) noexcept;
   void note_full_locked();
+  static void note_host_full_locked(DeviceTier& tier, Bytes wanted, bool short_of_memory) noexcept;
   std::string why_nothing_leaves_locked(const DeviceTier& tier) const;
   void write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage);
   void write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage);
@@ -382,7 +385,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void deliver_warnings();
   enum class StallCause { kRoom, kHostRoom, kCopies, kReturn, kClose };
   static const char* name_of(StallCause cause) noexcept;
-  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,
+  double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,
               const std::function<bool()>& done);
 
   // tracing.cpp. REQUIRES, but for the last: trace_.

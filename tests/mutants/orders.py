@@ -67,7 +67,7 @@ EXEMPT = (
         "store/store_core.cpp",
         (
             "wait(lock, nullptr, StallCause::kClose, nullptr, [&] { return !under_way(); });",
-            "double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,",
+            "double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,",
             "if (changed_.wait_for(lock, std::chrono::milliseconds(100)) != std::cv_status::timeout) continue;",
         ),
     ),
@@ -76,7 +76,7 @@ EXEMPT = (
         "store/device_link.cpp",
         ("kicked_.wait(lock, [&] { return busy_ || ended_; });", "kicked_.wait_for(lock, kPollEvery, [&] { return ended_ && !ended; });"),
     ),
-    ("The same.", "store/store_core.h", ("double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, const Record* wanted,",)),
+    ("The same.", "store/store_core.h", ("double wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,",)),
     ("The same: a copy that has not passed may give the disk something to do.", "store/device_leaving.cpp", ("if (!copy->passed_out()) return true;", "changed |= enqueued.ok() || job->finished();")),
     ("Progress: a job that is stopped is fed until it has its event.", "transfer/copy_job.h", ("return state() == CopyState::kQueued || (state() == CopyState::kStopping && unrecorded_bytes_ > 0);",)),
     (
@@ -184,7 +184,7 @@ EXEMPT = (
             "passage.memory = nullptr;",
             "const std::shared_ptr<DeviceStorage> storage = std::move(allocated).value();",
             "record.resident_->storage = storage;",
-            "if (record.item_) (void)let_go_host_locked(record);",
+            "if (record.item_ && !closed_) (void)let_go_host_locked(record);",
             "std::shared_ptr<HostCopy> memory;",
             "memory = HostCopy::make(host_copy_objects_, *host_pool_, record->packed_bytes(), node, from, host_registrar_);",
             "request.done = [raw = passage.get()](const Status& status) {",

@@ -20,9 +20,12 @@
 namespace ebbtide::test {
 namespace {
 
+using testing::AllOf;
 using testing::Contains;
+using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::ThrowsMessage;
 
 constexpr size_t kSize = 64 << 10;
 
@@ -241,11 +244,26 @@ TEST_F(StoreDeviceTest, OnFullRaiseRaises) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, OnFullRaiseRaisesForWhatIsLargerThanTheHostTier) {
+  for (const bool spills : {false, true}) {
+    Options raising = options(KiB(256), MiB(2), spills);
+    raising.on_full = OnFull::kRaise;
+    open(raising);
+    saved_.push_back(trainer_->save(pass_, 1, size_t{3} << 20));
+    EXPECT_THAT(
+        [&] { core_->scope_ended(pass_); },
+        ThrowsMessage<OutOfBudget>(AllOf(HasSubstr("one of 3 MiB is larger than what fits into host_budget (2 MiB"),
+                                         HasSubstr("by at least 2.75 MiB"))));
+    expect_clean();
+  }
+}
+
 TEST_F(StoreDeviceTest, WhatIsLargerThanTheHostTierBarsTheWayOfNoOther) {
   open(options(Bytes(0), MiB(2), /*spills=*/false));
   saved_.push_back(trainer_->save(pass_, 1, size_t{3} << 20));
   forward(4);
   EXPECT_EQ(core_->stats().device.bytes, MiB(3));
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("is larger than what fits into host_budget")));
   backward();
   expect_clean();
 }
@@ -606,6 +624,20 @@ TEST_F(StoreDeviceTest, ALostDeviceIsAnErrorThatSaysSo) {
   }
 }
 
+/// A copy in waits for its copy out, and may be seen to fail before it.
+TEST_F(StoreDeviceTest, ADeviceLostAsACopyInBeginsIsAnErrorToo) {
+  open(options(Bytes(0)));
+  forward(1);
+  ASSERT_EQ(core_->stats().d2h.bytes, Bytes(0)) << "no stream has run yet";
+  // At the second event that an unpack records, which is the one after its copy.
+  trainer_->device().fail(ChaosDevice::Call::kRecord, 1, {FailureCode::kDeviceLost, 0, "it fell off the bus"});
+  for (int again = 0; again < 2; ++again)
+    EXPECT_THROW((void)core_->unpack(*saved_[0].record, trainer_->compute()), DeviceError);
+  saved_.clear();
+  pass_.reset();
+  core_->close();
+}
+
 TEST_F(StoreDeviceTest, ACopyThatTheDeviceRefusesIsItsError) {
   open(options(Bytes(0)), Pace::kEager);
   forward(2);
@@ -616,6 +648,20 @@ TEST_F(StoreDeviceTest, ACopyThatTheDeviceRefusesIsItsError) {
   expect_clean();
 }
 
+TEST_F(StoreDeviceTest, WhatNoStreamCouldWaitForIsLetGoOfAgain) {
+  open(options(Bytes(0)));
+  forward(2);
+  trainer_->drain();
+  // The second wait of an unpack is the caller's, for the copy.
+  trainer_->device().fail(ChaosDevice::Call::kWait, 1, {FailureCode::kInvalid, 0, "the stream is being captured"});
+  EXPECT_THROW((void)trainer_->use(saved_[1]), DeviceError);
+  trainer_->drain();
+  EXPECT_GT(core_->stats().h2d.bytes, Bytes(0)) << "it came back all the same";
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  backward();
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeBack) {
   open(options(Bytes(0), MiB(2)), Pace::kEager);
   forward(96);
@@ -623,6 +669,33 @@ TEST_F(StoreDeviceTest, CloseBringsSpilledTensorsIntoHostMemoryAndTheyStillComeB
   core_->close();
   backward();
   expect_clean();
+}
+
+/// The host copy of what is on disk goes as it comes back; yet another stream may want it, or its copy may fail.
+TEST_F(StoreDeviceTest, WhatIsOnItsWayBackAtCloseComesBackAgain) {
+  enum class Back { kBefore, kMeanwhile, kAfter };
+  for (const Back back : {Back::kBefore, Back::kMeanwhile, Back::kAfter}) {
+    open(options(Bytes(0), MiB(2)), Pace::kEager);
+    forward(96);
+    DeviceTensor in_hand;
+    const auto take = [&] { in_hand = std::static_pointer_cast<ChaosStorage>(trainer_->use(saved_[0]))->tensor(); };
+    if (back != Back::kAfter) take();
+    if (back == Back::kBefore) trainer_->drain();
+    core_->close();
+    if (back == Back::kAfter) take();
+    const StreamId other = trainer_->device().make_stream("other");
+    trainer_->order(trainer_->compute(), other);
+    (void)trainer_->use(saved_[0], other);
+    trainer_->order(other, trainer_->compute());
+    in_hand.reset();
+
+    trainer_->device().fail(ChaosDevice::Call::kCopy, 0, {FailureCode::kInvalid, 0, "the copy is refused"});
+    EXPECT_THROW((void)trainer_->use(saved_[1]), DeviceError);
+    (void)trainer_->use(saved_[1]);
+    backward();
+    expect_clean();
+    ASSERT_FALSE(HasFailure()) << static_cast<int>(back);
+  }
 }
 
 TEST_F(StoreDeviceTest, VerifySaysWhenHostMemoryIsNotWhatLeft) {
