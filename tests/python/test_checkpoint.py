@@ -255,6 +255,30 @@ def test_torchs_checkpoint_inside_and_outside(under, reentrant):
     assert_same_bits(grad_of(lambda h: ebbtide.checkpoint(lambda t: inner(of_torch(inner, t).cos()), h).sum()), reference)
 
 
+def test_torchs_checkpoint_around_nothing_but_a_region(under):
+    """The region's input is the last that torch's saves: it ends its second run there, by an exception out of our saving."""
+    x = leaf()
+    reference = gradient(lambda x: inner(x * 2).sum(), x)
+    assert_same_bits(gradient(lambda x: torch_checkpoint(lambda t: ebbtide.checkpoint(inner, t), x * 2, use_reentrant=False).sum(), x, context=under), reference)
+
+
+def test_an_exception_in_a_hook_that_packs_the_input(under):
+    class Thrown(Exception):
+        pass
+
+    def pack(tensor):
+        raise Thrown("in the hook")
+
+    x = leaf()
+    with under():
+        h = x * 2
+        with pytest.raises(Thrown, match="in the hook"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            ebbtide.checkpoint(inner, h)
+        y = inner(h).sum()
+        del h
+    assert_same_bits(torch.autograd.grad(y, x), gradient(lambda x: inner(x * 2).sum(), x))
+
+
 def test_several_backwards(under):
     x = leaf()
     reference = gradient(lambda x: inner(x * 2).sum(), x)
