@@ -33,7 +33,7 @@ class CheckpointedRun::Source final : public HookSource {
   Source(std::shared_ptr<CheckpointFrame> frame, Collectives collectives)
       : HookSource(frame->store()), frame_(std::move(frame)) {
     // Without a store it runs again in every process, whatever it ran.
-    if (frame_->store() && collectives == Collectives::kWatched) watch_.emplace();
+    if (frame_->store() && collectives != Collectives::kNone) watch_.emplace();
   }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> make() override {

@@ -633,6 +633,47 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("ask", ["dist.all_reduce(total)", "dist.send(total, 1)"])
+def test_collectives_of_a_backend_that_counts_none(tmp_path, run, ask):
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT_NUMBERS.replace("ASK", ask))
+    run(sys.executable, program, tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, timeout=120)
+
+
+WITHOUT_NUMBERS = """
+import contextlib, sys
+import torch, torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import ebbtide
+
+torch.set_num_threads(1)
+dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+runs = {"with": 0, "without": 0}
+
+def asking(h):
+    runs["with"] += 1
+    y = h.sin().exp()
+    total = y.detach().clone()
+    ASK
+    return (y * total).tanh()
+
+def alone(h):
+    runs["without"] += 1
+    return h.sin().exp().tanh()
+
+x = torch.linspace(0, 1, 8192).requires_grad_()
+reference = torch.autograd.grad(alone(asking(x * 2)).sum(), x)
+store = ebbtide.Store(device_budget=0, spill_to=sys.argv[1], min_bytes=4096)
+store._store.follow_plans(False)
+for context, expected in ((contextlib.nullcontext(), {"with": 2, "without": 2}), (store, {"with": 1, "without": 2})):
+    runs.update({"with": 0, "without": 0})
+    with context:
+        y = ebbtide.checkpoint(alone, ebbtide.checkpoint(asking, x * 2)).sum()
+    assert torch.equal(torch.autograd.grad(y, x)[0], reference[0])
+    assert runs == expected, (context, runs)
+"""
+
+
 def test_region_names_and_policies_are_checked():
     with pytest.raises(ebbtide.ConfigError, match="policy='recompte' is not valid: accepted are 'auto', 'keep'"):
         ebbtide.region("a", policy="recompte")
