@@ -488,6 +488,30 @@ def test_what_is_inside_is_let_go_of_and_so_is_the_function():
     assert watch() is None
 
 
+def test_functions_of_a_thread_are_let_go_of_while_the_main_thread_waits():
+    """What dies without the GIL waits for a thread that has it, and not for the main thread alone."""
+
+    class Function:
+        def __call__(self, h):
+            return h.sin().exp()
+
+    alive = []
+
+    def work():
+        functions = []
+        for _ in range(50):
+            function = Function()
+            functions.append(weakref.ref(function))
+            ebbtide.checkpoint(function, leaf()).sum().backward()
+            del function
+        alive.append(sum(function() is not None for function in functions))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert alive[0] <= 2
+
+
 def test_device_contexts_are_those_of_the_first_run():
     x = leaf()
     seen = []
