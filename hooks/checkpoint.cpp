@@ -17,6 +17,7 @@ namespace {
 
 /// The store that takes what is saved in a region that begins now.
 std::shared_ptr<StoreCore> store_here() {
+  if (in_forked_child()) return nullptr;
   const Scope* scope = Scope::current();
   HookSource* source = HookSource::current();
   const size_t python_hooks = at::SavedTensorDefaultHooks::get_tls_state().stack.size();

@@ -657,6 +657,59 @@ if __name__ == "__main__":
 """
 
 
+def test_in_a_forked_child_a_region_is_plain_recomputation(tmp_path, run):
+    run(sys.executable, "-c", FORKING, tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, timeout=120)
+
+
+FORKING = """
+import contextlib, os, signal, sys, traceback
+import torch, ebbtide
+
+torch.set_num_threads(1)
+x = torch.linspace(0, 1, 8192).requires_grad_()
+store = ebbtide.Store(device_budget=0, spill_to=sys.argv[1], min_bytes=4096)
+runs = []
+
+def function(h):
+    runs.append(1)
+    return h.sin().exp().tanh()
+
+def forward(context, call=ebbtide.checkpoint):
+    with context:
+        return call(function, x * 2).sum()
+
+def contexts():
+    return contextlib.nullcontext(), store, store.saved_tensors_hooks()
+
+def child():
+    (reference,) = torch.autograd.grad(function(x * 2).sum(), x)
+    for context in contexts():
+        runs.clear()
+        assert torch.equal(torch.autograd.grad(forward(context), x)[0], reference)
+        assert len(runs) == 2, (context, runs)
+    y = forward(store.saved_tensors_hooks(), lambda function, h: function(h))
+    assert torch.equal(torch.autograd.grad(y, x)[0], reference)
+    assert torch.equal(torch.autograd.grad(of_parent, x)[0], reference)
+    assert store.stats()["packed"] == packed
+
+for context in contexts():
+    forward(context)
+of_parent = forward(contextlib.nullcontext())
+packed = store.stats()["packed"]
+# With no backward yet: where there is a GPU, torch runs none in a child after one.
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    try:
+        child()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
 @pytest.mark.parametrize("ask", ["dist.all_reduce(total)", "dist.send(total, 1)"])
 def test_collectives_of_a_backend_that_counts_none(tmp_path, run, ask):
     program = tmp_path / "program.py"
