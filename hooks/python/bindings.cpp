@@ -280,6 +280,8 @@ PYBIND11_MODULE(_ebbtide, module) {
 
   // As text and as JSON.
   module.def(
+      .def("not_attached",
+           [](const Store& store, const std::vector<at::Tensor>& tensors) { return not_attached(store, tensors); })
       "doctor",
       [](std::vector<std::string> folders) {
         const Diagnosis found = doctor(std::move(folders));
