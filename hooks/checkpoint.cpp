@@ -17,6 +17,7 @@ namespace {
 
 /// The store that takes what is saved in a region that begins now.
 std::shared_ptr<StoreCore> store_here() {
+  if (in_forked_child()) return nullptr;
   const Scope* scope = Scope::current();
   HookSource* source = HookSource::current();
   const size_t python_hooks = at::SavedTensorDefaultHooks::get_tls_state().stack.size();
@@ -33,7 +34,7 @@ class CheckpointedRun::Source final : public HookSource {
   Source(std::shared_ptr<CheckpointFrame> frame, Collectives collectives)
       : HookSource(frame->store()), frame_(std::move(frame)) {
     // Without a store it runs again in every process, whatever it ran.
-    if (frame_->store() && collectives == Collectives::kWatched) watch_.emplace();
+    if (frame_->store() && collectives != Collectives::kNone) watch_.emplace();
   }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> make() override {

@@ -20,10 +20,11 @@ namespace ebbtide {
 /// Threads: made, used and destroyed on one thread.
 class EBBTIDE_API CheckpointedRun {
  public:
+  /// Those that this thread asks for are seen, where the function may run any.
   enum class Collectives : uint8_t {
     kNone,      ///< the function runs none
-    kPossible,  ///< finish() is told whether it did; until then nothing is let go of to be computed again
-    kWatched,   ///< those that this thread asks for are seen; where the process may run any, else as kPossible
+    kPossible,  ///< until finish() nothing is let go of to be computed again
+    kWatched,   ///< until the first is seen it is let go of; where the process may run any, as kPossible
   };
 
   /// Saves `inputs`, which must be those of the function. `again` runs it with the inputs that it is given, at any time
@@ -35,8 +36,9 @@ class EBBTIDE_API CheckpointedRun {
   CheckpointedRun(const CheckpointedRun&) = delete;
   CheckpointedRun& operator=(const CheckpointedRun&) = delete;
 
-  /// The function has returned. A region that ran a collective, as far as is known, is never run again by a store's choice: processes that
-  /// chose otherwise would wait for one another for ever. (Without a store it runs again in each of them.)
+  /// The function has returned. `ran_collective`: one that was not seen, too. A region that ran any is never run again by
+  /// a store's choice: processes that chose otherwise would wait for one another for ever. (Without a store it runs again
+  /// in each of them.)
   void finish(bool ran_collective = false);
 
  private:

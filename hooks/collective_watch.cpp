@@ -18,6 +18,9 @@ struct Watching {
   uint64_t seen = 0;
 };
 thread_local Watching watching;
+/// On threads without a watch: the engine's, which run nodes of a backward that a thread with one has asked for, and to
+/// which torch carries the callback of that thread.
+std::atomic<uint64_t> seen_elsewhere{0};
 std::atomic<bool> seen_in_this_process{false};
 
 /// Operators of c10d, and what backends call themselves where they are used without it.
@@ -31,14 +34,17 @@ bool is_collective(std::string_view name) {
 
 std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& function) {
   if (!is_collective(function.name())) return nullptr;
-  ++watching.seen;
+  if (watching.depth != 0)
+    ++watching.seen;
+  else
+    ++seen_elsewhere;
   seen_in_this_process.store(true, std::memory_order_relaxed);
   return nullptr;
 }
 
 }  // namespace
 
-CollectiveWatch::CollectiveWatch() : before_(watching.seen) {
+CollectiveWatch::CollectiveWatch() : before_(watching.seen + seen_elsewhere) {
   if (watching.depth++ == 0)
     watching.handle = at::addThreadLocalCallback(
         at::RecordFunctionCallback(&note).scopes({at::RecordScope::FUNCTION, at::RecordScope::USER_SCOPE}));
@@ -49,7 +55,7 @@ CollectiveWatch::~CollectiveWatch() {
 }
 
 bool CollectiveWatch::seen() const noexcept {
-  return watching.seen != before_;
+  return watching.seen + seen_elsewhere != before_;
 }
 
 bool CollectiveWatch::expected() noexcept {

@@ -7,6 +7,7 @@ namespace ebbtide {
 
 /// While it lives, collectives of torch.distributed (c10d) that this thread asks for are seen, through torch's record
 /// functions: those of process groups and of their backends, of every kind that names itself to profilers (Gloo, NCCL).
+/// So are those of backwards that it runs, on whatever threads; rather one too many, of another thread's, than one missed.
 ///
 /// Threads: made and destroyed on one thread, last made first.
 class CollectiveWatch {

@@ -85,10 +85,11 @@ class StoreEngine final : public Engine {
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
     Scope* scope = Scope::current();
-    if (HookSource* source = HookSource::current(); source != nullptr && source->comes_before(scope) && !forked)
+    if (HookSource* source = HookSource::current();
+        source != nullptr && source->comes_before(scope) && (!in_forked_child() || source->takes() == nullptr))
       return hooks_of_source(*source);
     if (scope == nullptr) scope = CarriedScope::current();
-    if (scope == nullptr || forked.load(std::memory_order_relaxed) || !scope->core()->accepts_packs())
+    if (scope == nullptr || in_forked_child() || !scope->core()->accepts_packs())
       return wrapped_.get_default_saved_variable_hooks();
     const auto& python = at::SavedTensorDefaultHooks::get_tls_state();
     if (python.is_tracing || traced_by_proxies()) {
@@ -126,6 +127,10 @@ void guard_forks(const std::shared_ptr<StoreCore>& core) {
   for (const auto& weak : guard.cores)
     if (!weak.owner_before(core) && !core.owner_before(weak)) return;
   guard.cores.push_back(core);
+}
+
+bool in_forked_child() noexcept {
+  return forked.load(std::memory_order_relaxed);
 }
 
 void install_engine() {

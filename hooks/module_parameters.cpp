@@ -20,6 +20,15 @@ void attach_tensor(Store& store, const at::Tensor& tensor) {
   hooks_of(*store.core())->parameters.add(tensor);
 }
 
+std::vector<at::Tensor> not_attached(const Store& store, std::span<const at::Tensor> tensors) {
+  const ParameterRegistry& known = hooks_of(*store.core())->parameters;
+  std::vector<at::Tensor> found;
+  for (const at::Tensor& tensor : tensors)
+    if (tensor.has_storage() && tensor.is_leaf() && !known.contains(*tensor.storage().unsafeGetStorageImpl()))
+      found.push_back(tensor);
+  return found;
+}
+
 void attach_layer_norm(Store& store, const at::Tensor& weight, double eps) {
   hooks_of(*store.core())->parameters.note_layer_norm(weight, eps);
 }

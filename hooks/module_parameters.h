@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <span>
+#include <vector>
 
 namespace torch::nn {
 class Module;
@@ -16,6 +17,10 @@ namespace ebbtide {
 
 /// A tensor that never moves, nor any view of its storage.
 EBBTIDE_API void attach_tensor(Store& store, const at::Tensor& tensor);
+
+/// Those of `tensors` that a store was not told of and could be: they have memory of their own, and no history, with which
+/// they would be results of one step.
+EBBTIDE_API std::vector<at::Tensor> not_attached(const Store& store, std::span<const at::Tensor> tensors);
 
 /// The weight of a layer norm, which was attached: torch keeps the eps of an op that has run nowhere. Said again when the
 /// module's eps changes.

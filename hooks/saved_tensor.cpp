@@ -1,3 +1,4 @@
+#include <ebbtide/hooks/engine.h>
 #include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/pass_through.h>
 #include <ebbtide/hooks/region.h>
@@ -83,6 +84,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   Scope& scope = *std::exchange(scope_, nullptr);
   StoreCore& core = *scope.core();
   version_.note(tensor);
+  if (in_forked_child()) return pass_through(tensor);  // by Python's own hooks: the engine gives none of ours there
   if (tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) && pack_apart(tensor, scope)) return;
   const bool on_host = tensor.device().is_cpu();
   HooksOfStore& hooks = scope.hooks();
@@ -97,9 +99,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   }
   if (reason != nullptr) {
     core.note_passed_through(reason, storage_footprint(tensor));
-    // A result keeps its node, which keeps this hook: as torch does, keep such a tensor without its history.
-    passed_through_ = version_.producer() != nullptr ? tensor.tensor_data() : tensor;
-    return;
+    return pass_through(tensor);
   }
   view_ = ViewOfStorage(tensor);
   const c10::Storage& storage = tensor.storage();
@@ -126,6 +126,11 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (!packed.wants_recipes || recipes_ == Recipes::kNone) return;
   const RecipeBook::Packed result{tensor, record_, view_, packed.origin, version_.saved(), served.device, stream};
   trial_ = translated([&] { return hooks.recipes.packed(core, result, packed.wanted); });
+}
+
+/// A result keeps its node, which keeps this hook: as torch does, such a tensor is kept without its history.
+void SavedTensor::pass_through(const at::Tensor& tensor) {
+  passed_through_ = version_.producer() != nullptr ? tensor.tensor_data() : tensor;
 }
 
 /// Whether the tensor is a wrapper that can be taken apart. Parameters are not: they live anyway.

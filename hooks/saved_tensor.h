@@ -53,6 +53,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   struct Apart;
   SavedTensor(Scope& scope, Recipes recipes);
 
+  void pass_through(const at::Tensor& tensor);
   bool pack_apart(const at::Tensor& tensor, Scope& scope);
   void announce_backward();
   void try_out(const TorchRecipe& trial, const StorageOfRecord& kept) const;

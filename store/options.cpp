@@ -182,6 +182,7 @@ void set_option(Options& options, std::string_view name, std::string_view value)
   for (const OptionRow& row : kOptions) {
     if (row.name == name) {
       row.set(options, name, value);
+      options.given.emplace(name);
       return;
     }
   }
@@ -198,7 +199,7 @@ Options resolve(Options options) {
     std::transform(variable.begin(), variable.end(), variable.begin(),
                    [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c; });
     const char* value = std::getenv(variable.c_str());
-    if (value == nullptr || !row.unset(options)) continue;
+    if (value == nullptr || !row.unset(options) || options.given.contains(row.name)) continue;
     try {
       row.set(options, row.name, value);
     } catch (const ConfigError& error) {

@@ -5,7 +5,9 @@
 #include <ebbtide/pinned_pool/export.h>
 #include <ebbtide/pinned_pool/numa_node.h>
 
+#include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -66,6 +68,9 @@ struct EBBTIDE_API Options {
   /// A file that Store::save_plan wrote: its plans are followed from the first pass on, and no others are made. Budgets
   /// are held whatever it says. Empty: plans are made of what is seen.
   std::string plan;
+  /// Names of fields that the environment does not fill even where they are left at their defaults: those that
+  /// set_option() has set, and any that are put in.
+  std::set<std::string, std::less<>> given;
 };
 
 /// "512MiB", "2GiB", "1.5TB", "4096", with or without a space before the unit; binary (KiB, MiB, GiB, TiB) and decimal

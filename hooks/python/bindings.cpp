@@ -29,6 +29,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -225,10 +226,14 @@ WhatIf answer(const SavedProfile& profile, const Texts& options, const Texts& sp
   return what_if(profile, asked, at);
 }
 
-std::shared_ptr<Store> open_store(const Texts& texts, std::vector<std::string> spill_to) {
+/// `spill_to`: folders may have any name, a colon in it too; none: what the environment says.
+std::shared_ptr<Store> open_store(const Texts& texts, std::optional<std::vector<std::string>> spill_to) {
   Options options;
   for (const auto& [name, value] : texts) set_option(options, name, value);
-  options.spill_to = std::move(spill_to);
+  if (spill_to) {
+    options.spill_to = *std::move(spill_to);
+    options.given.emplace("spill_to");
+  }
   auto store = std::make_shared<Store>(options);
   store->on_warning(log_warning);
   store->core()->set_waiter(std::make_shared<PythonWaiter>());
@@ -275,6 +280,8 @@ PYBIND11_MODULE(_ebbtide, module) {
       .def("follow_plans", [](Store& store, bool follow) { store.core()->follow_plans(follow); })
       .def("use_costly_recipes", [](Store& store, bool use) { store.core()->use_costly_recipes(use); })
       .def("attach_tensor", [](Store& store, const at::Tensor& tensor) { attach_tensor(store, tensor); })
+      .def("not_attached",
+           [](const Store& store, const std::vector<at::Tensor>& tensors) { return not_attached(store, tensors); })
       .def("attach_layer_norm",
            [](Store& store, const at::Tensor& weight, double eps) { attach_layer_norm(store, weight, eps); });
 

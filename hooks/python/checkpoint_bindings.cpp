@@ -41,19 +41,16 @@ class PythonFunction {
   const HeldObject function_;
 };
 
-/// `sequence_numbers`: of all process groups, now; None where there is none.
 py::object run_checkpoint(const py::object& first, py::object again, const std::vector<at::Tensor>& tensors,
-                          const py::object& sequence_numbers) {
-  const bool possible = !sequence_numbers.is_none();
-  const py::object before = possible ? sequence_numbers() : py::none();
+                          bool several_processes) {
   CheckpointedRun run(
       tensors,
       [function = std::make_shared<PythonFunction>(std::move(again))](const std::vector<at::Tensor>& values) {
         (*function)(values);
       },
-      possible ? CheckpointedRun::Collectives::kPossible : CheckpointedRun::Collectives::kNone);
+      several_processes ? CheckpointedRun::Collectives::kPossible : CheckpointedRun::Collectives::kNone);
   py::object result = first();
-  run.finish(possible && !before.equal(sequence_numbers()));
+  run.finish();
   return result;
 }
 

@@ -9,9 +9,19 @@
 namespace ebbtide {
 namespace {
 
-/// What waits for a thread that has the GIL to let go of it. Leaked: hooks die at any time.
+/// What waits for a thread that has the GIL to let go of it: the next that holds an object, or the main thread, which may
+/// itself wait for long. Leaked: hooks die at any time.
 class Undertaker {
  public:
+  /// REQUIRES: the GIL.
+  static void let_go_of_all() {
+    std::vector<PyObject*> waiting;
+    {
+      const std::lock_guard lock(instance().mutex_);
+      waiting.swap(instance().waiting_);
+    }
+    for (PyObject* object : waiting) Py_DECREF(object);
+  }
   static void take(PyObject* object) {
     if (Py_IsInitialized() == 0) return;
     if (PyGILState_Check() != 0) {
@@ -31,13 +41,11 @@ class Undertaker {
     return *undertaker;
   }
   static int bury(void*) {
-    std::vector<PyObject*> waiting;
     {
       const std::lock_guard lock(instance().mutex_);
-      waiting.swap(instance().waiting_);
       instance().called_ = false;
     }
-    for (PyObject* object : waiting) Py_DECREF(object);
+    let_go_of_all();
     return 0;
   }
 
@@ -47,6 +55,10 @@ class Undertaker {
 };
 
 }  // namespace
+
+HeldObject::HeldObject(pybind11::object object) : object_(object.release().ptr()) {
+  Undertaker::let_go_of_all();
+}
 
 HeldObject::~HeldObject() {
   Undertaker::take(object_);

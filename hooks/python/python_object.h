@@ -9,7 +9,7 @@ namespace ebbtide {
 /// Threads: made and looked at with the GIL; destroyed on any.
 class HeldObject {
  public:
-  explicit HeldObject(pybind11::object object) : object_(object.release().ptr()) {}
+  explicit HeldObject(pybind11::object object);
   ~HeldObject();
   HeldObject(const HeldObject&) = delete;
   HeldObject& operator=(const HeldObject&) = delete;

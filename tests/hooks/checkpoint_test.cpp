@@ -4,6 +4,7 @@
 #include <ebbtide/store/saved_profile.h>
 #include <ebbtide/store/store_core.h>
 
+#include <ATen/ThreadLocalState.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dropout.h>
@@ -545,6 +546,14 @@ TEST(CheckpointTest, ACollectiveInsideIsSeen) {
   // The first that the process runs: what was let go of before it may be made again, but not it.
   EXPECT_EQ(runs_with([&] { (void)group->allreduce(values); }), 1);
   EXPECT_EQ(runs_with([&] { RECORD_USER_SCOPE("gloo:all_reduce"); }), 1) << "a backend that is used by itself";
+  EXPECT_EQ(runs_with([&] {
+              std::thread([&, carried = at::ThreadLocalState()] {
+                const at::ThreadLocalStateGuard guard(carried);
+                (void)group->allreduce(values);
+              }).join();
+            }),
+            1)
+      << "in a node of a backward, which runs on a thread of the engine's";
   EXPECT_GT(runs_with([] { RECORD_USER_SCOPE("mine"); }), 1);
 }
 

@@ -272,6 +272,30 @@ def test_torchs_checkpoint_inside_and_outside(under, reentrant):
     assert_same_bits(grad_of(lambda h: ebbtide.checkpoint(lambda t: inner(of_torch(inner, t).cos()), h).sum()), reference)
 
 
+def test_torchs_checkpoint_around_nothing_but_a_region(under):
+    """The region's input is the last that torch's saves: it ends its second run there, by an exception out of our saving."""
+    x = leaf()
+    reference = gradient(lambda x: inner(x * 2).sum(), x)
+    assert_same_bits(gradient(lambda x: torch_checkpoint(lambda t: ebbtide.checkpoint(inner, t), x * 2, use_reentrant=False).sum(), x, context=under), reference)
+
+
+def test_an_exception_in_a_hook_that_packs_the_input(under):
+    class Thrown(Exception):
+        pass
+
+    def pack(tensor):
+        raise Thrown("in the hook")
+
+    x = leaf()
+    with under():
+        h = x * 2
+        with pytest.raises(Thrown, match="in the hook"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            ebbtide.checkpoint(inner, h)
+        y = inner(h).sum()
+        del h
+    assert_same_bits(torch.autograd.grad(y, x), gradient(lambda x: inner(x * 2).sum(), x))
+
+
 def test_several_backwards(under):
     x = leaf()
     reference = gradient(lambda x: inner(x * 2).sum(), x)
@@ -481,6 +505,30 @@ def test_what_is_inside_is_let_go_of_and_so_is_the_function():
     assert watch() is None
 
 
+def test_functions_of_a_thread_are_let_go_of_while_the_main_thread_waits():
+    """What dies without the GIL waits for a thread that has it, and not for the main thread alone."""
+
+    class Function:
+        def __call__(self, h):
+            return h.sin().exp()
+
+    alive = []
+
+    def work():
+        functions = []
+        for _ in range(50):
+            function = Function()
+            functions.append(weakref.ref(function))
+            ebbtide.checkpoint(function, leaf()).sum().backward()
+            del function
+        alive.append(sum(function() is not None for function in functions))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert alive[0] <= 2
+
+
 def test_device_contexts_are_those_of_the_first_run():
     x = leaf()
     seen = []
@@ -623,6 +671,100 @@ def work(rank, folder):
 
 if __name__ == "__main__":
     mp.spawn(work, args=(sys.argv[1],), nprocs=2)
+"""
+
+
+def test_in_a_forked_child_a_region_is_plain_recomputation(tmp_path, run):
+    run(sys.executable, "-c", FORKING, tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, timeout=120)
+
+
+FORKING = """
+import contextlib, os, signal, sys, traceback
+import torch, ebbtide
+
+torch.set_num_threads(1)
+x = torch.linspace(0, 1, 8192).requires_grad_()
+store = ebbtide.Store(device_budget=0, spill_to=sys.argv[1], min_bytes=4096)
+runs = []
+
+def function(h):
+    runs.append(1)
+    return h.sin().exp().tanh()
+
+def forward(context, call=ebbtide.checkpoint):
+    with context:
+        return call(function, x * 2).sum()
+
+def contexts():
+    return contextlib.nullcontext(), store, store.saved_tensors_hooks()
+
+def child():
+    (reference,) = torch.autograd.grad(function(x * 2).sum(), x)
+    for context in contexts():
+        runs.clear()
+        assert torch.equal(torch.autograd.grad(forward(context), x)[0], reference)
+        assert len(runs) == 2, (context, runs)
+    y = forward(store.saved_tensors_hooks(), lambda function, h: function(h))
+    assert torch.equal(torch.autograd.grad(y, x)[0], reference)
+    assert torch.equal(torch.autograd.grad(of_parent, x)[0], reference)
+    assert store.stats()["packed"] == packed
+
+for context in contexts():
+    forward(context)
+of_parent = forward(contextlib.nullcontext())
+packed = store.stats()["packed"]
+# With no backward yet: where there is a GPU, torch runs none in a child after one.
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    try:
+        child()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+@pytest.mark.parametrize("ask", ["dist.all_reduce(total)", "dist.send(total, 1)"])
+def test_collectives_of_a_backend_that_counts_none(tmp_path, run, ask):
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT_NUMBERS.replace("ASK", ask))
+    run(sys.executable, program, tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, timeout=120)
+
+
+WITHOUT_NUMBERS = """
+import contextlib, sys
+import torch, torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import ebbtide
+
+torch.set_num_threads(1)
+dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+runs = {"with": 0, "without": 0}
+
+def asking(h):
+    runs["with"] += 1
+    y = h.sin().exp()
+    total = y.detach().clone()
+    ASK
+    return (y * total).tanh()
+
+def alone(h):
+    runs["without"] += 1
+    return h.sin().exp().tanh()
+
+x = torch.linspace(0, 1, 8192).requires_grad_()
+reference = torch.autograd.grad(alone(asking(x * 2)).sum(), x)
+store = ebbtide.Store(device_budget=0, spill_to=sys.argv[1], min_bytes=4096)
+store._store.follow_plans(False)
+for context, expected in ((contextlib.nullcontext(), {"with": 2, "without": 2}), (store, {"with": 1, "without": 2})):
+    runs.update({"with": 0, "without": 0})
+    with context:
+        y = ebbtide.checkpoint(alone, ebbtide.checkpoint(asking, x * 2)).sum()
+    assert torch.equal(torch.autograd.grad(y, x)[0], reference[0])
+    assert runs == expected, (context, runs)
 """
 
 

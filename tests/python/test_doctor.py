@@ -38,6 +38,16 @@ def test_command(capsys):
     assert json.loads(capsys.readouterr().out)["folders"][0]["path"] == "/nowhere"
 
 
+def test_command_says_what_it_measures(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("EBBTIDE_SPILL_TO", "/nowhere/a:/nowhere/b")
+    link, *folders = ("cuda:0: ", "/nowhere/a: ", "/nowhere/b: ")
+    for arguments, begins in ((["doctor"], (link, *folders)), (["doctor", "/nowhere/c", "--json"], (link, "/nowhere/c: ")), (["bench", "link"], (link,))):
+        __main__.main(arguments)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == len(begins) and all(line.startswith(begin) for line, begin in zip(said, begins))
+
+
 def run(capsys, *arguments):
     __main__.main([*map(str, arguments)])
     return capsys.readouterr().out

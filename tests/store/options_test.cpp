@@ -68,7 +68,7 @@ class Environment : public testing::Test {
  protected:
   void TearDown() override {
     for (const char* name : {"EBBTIDE_DEVICE_BUDGET", "EBBTIDE_SPILL_TO", "EBBTIDE_VERIFY", "EBBTIDE_RECOMPUTE",
-                             "EBBTIDE_PLAN", "EBBTIDE_NUMA", "EBBTIDE_DEVICE_MEMORY"})
+                             "EBBTIDE_PLAN", "EBBTIDE_NUMA", "EBBTIDE_DEVICE_MEMORY", "EBBTIDE_ON_FULL"})
       unsetenv(name);
   }
 };
@@ -91,6 +91,23 @@ TEST_F(Environment, FillsOnlyWhatIsUnset) {
   EXPECT_EQ(options.numa, kAnyNode);
   given.plan = "mine.json";
   EXPECT_EQ(resolve(given).plan, "mine.json");
+}
+
+TEST_F(Environment, DoesNotFillWhatIsGivenAsItIsByDefault) {
+  setenv("EBBTIDE_SPILL_TO", "/a", 1);
+  setenv("EBBTIDE_ON_FULL", "raise", 1);
+  setenv("EBBTIDE_PLAN", "/a/plan.json", 1);
+  Options options;
+  for (const char* name : {"spill_to", "plan"}) set_option(options, name, "");
+  set_option(options, "on_full", "auto");
+  options = resolve(options);
+  EXPECT_THAT(options.spill_to, testing::IsEmpty());
+  EXPECT_EQ(options.plan, "");
+  EXPECT_EQ(options.on_full, OnFull::kAutomatic);
+  Options put_in;
+  put_in.given = {"spill_to"};
+  EXPECT_THAT(resolve(put_in).spill_to, testing::IsEmpty());
+  EXPECT_EQ(resolve(put_in).on_full, OnFull::kRaise);
 }
 
 TEST_F(Environment, WhatIsGivenInsteadOfTheOtherWins) {

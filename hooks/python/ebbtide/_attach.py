@@ -72,12 +72,12 @@ class Attachment:
     """A model whose forwards run inside a store. `remove()` it, or use it as a context manager; dropping it changes nothing."""
 
     def __init__(self, store, model):
-        for tensor in (*model.parameters(), *model.buffers()):
-            _attach_tensor(store._store, tensor)
-        _parameters.watch(store._store)
         self._store = store._store
+        self._modules = [weakref.ref(module) for module in model.modules()]
         self._norms = [(weakref.ref(module), None) for module in model.modules() if type(module) is torch.nn.LayerNorm and module.weight is not None]
+        self._tell_tensors()
         self._tell_norms()
+        _parameters.watch(store._store)
         self._plans = store._plans
         self._paths = ModulePaths(model)
         self._entered = threading.local()
@@ -97,6 +97,19 @@ class Attachment:
     def _calls(self):
         return self._entered.__dict__.setdefault("calls", [])
 
+    def _tell_tensors(self):
+        """Each time: `.to(device)`, `.half()` and `load_state_dict(assign=True)` put other memory in their place. Plain loops, for `model.parameters()` takes ten times as long."""
+        tensors = []
+        for reference in self._modules:
+            if (module := reference()) is not None:
+                tensors += module._parameters.values()
+                tensors += module._buffers.values()
+        new = self._store.not_attached([tensor for tensor in tensors if tensor is not None])
+        for tensor in new:
+            _attach_tensor(self._store, tensor)
+        if new:  # weights of norms may be among them
+            self._norms = [(norm, None) for norm, _ in self._norms]
+
     def _tell_norms(self):
         """torch keeps the eps of an op that has run nowhere, and what a layer norm made may be made again."""
         for place, (norm, told) in enumerate(self._norms):
@@ -109,6 +122,7 @@ class Attachment:
         # torch calls no hook for a KeyboardInterrupt: a forward that it broke off has left its scope behind.
         while calls and len(calls) >= _calls_under_way(model):
             calls.pop().leave()
+        self._tell_tensors()
         self._tell_norms()
         calls.append(_Call(self._store, self._plans, self._paths))
 

@@ -1,11 +1,11 @@
 """`python -m ebbtide bench link | disk | hooks`: how fast this machine's links and folders are, and what hooks cost."""
 
 import json
-import sys
 import time
 from contextlib import nullcontext
 
 from . import _ebbtide
+from ._progress import progress, progress_of_links
 from ._store import Store
 
 _OPS = 2000  # a chain of them a round
@@ -42,10 +42,6 @@ def _positive(text):
 _positive.__name__ = "positive number"  # argparse says it
 
 
-def _progress(what):
-    print(what, file=sys.stderr)
-
-
 def _speed(bytes_per_second):
     return _ebbtide.bytes_text(int(bytes_per_second)) + "/s"
 
@@ -55,6 +51,7 @@ def _rows(*rows):
 
 
 def _link(arguments):
+    progress_of_links()
     devices = json.loads(_ebbtide.measure_links())["devices"]
     if not devices:
         return devices, "no accelerator of torch's here: there is no link to measure"
@@ -68,7 +65,7 @@ def _link(arguments):
 def _disk(arguments):
     folders = []
     for folder in arguments.folders:
-        _progress(f"{folder}: {arguments.seconds:g} s of writing, {arguments.seconds:g} s of reading")
+        progress(f"{folder}: {arguments.seconds:g} s of writing, {arguments.seconds:g} s of reading")
         folders += json.loads(_ebbtide.measure_folders([folder], arguments.seconds))["folders"]
     rows = [("4 MiB a record, 8 at once", "write", "read")]
     for folder in folders:
@@ -91,7 +88,7 @@ def _hooks(arguments):
     }
     best = {}
     try:
-        _progress(f"{_ROUNDS} rounds of {_OPS} ops")
+        progress(f"{_ROUNDS} rounds of {_OPS} ops")
         for _ in range(_ROUNDS):
             for name, context in contenders.items():
                 now = _chain(torch, context)

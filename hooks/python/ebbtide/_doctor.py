@@ -5,6 +5,7 @@ import os
 
 from . import _ebbtide
 from ._errors import ConfigError
+from ._progress import progress_of_folders, progress_of_links
 
 
 class Diagnosis(dict):
@@ -45,6 +46,8 @@ def add_to(commands):
 
 
 def _run(parser, arguments):
+    progress_of_links()
+    progress_of_folders(arguments.folders or filter(None, os.environ.get("EBBTIDE_SPILL_TO", "").split(":")))
     try:
         found = doctor(arguments.folders)
     except ConfigError as error:

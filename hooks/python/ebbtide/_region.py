@@ -38,17 +38,12 @@ def checkpoint(fn, *args, **kwargs):
         with device if device is not None else contextlib.nullcontext():
             fn(*arguments, **keywords)
 
-    return _ebbtide.checkpoint(lambda: fn(*args, **kwargs), again, tensors, _sequence_numbers if _several_processes() else None)
+    return _ebbtide.checkpoint(lambda: fn(*args, **kwargs), again, tensors, _several_processes())
 
 
 def _several_processes():
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _sequence_numbers():
-    """Of each process group: a collective moves one."""
-    return [group._get_sequence_number_for_group() for group in torch.distributed.distributed_c10d._world.pg_map]
 
 
 class region(contextlib.ContextDecorator):

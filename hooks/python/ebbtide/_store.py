@@ -11,8 +11,6 @@ from ._attach import Attachment
 from ._errors import ConfigError
 from ._scope import enter_scope
 
-_SPILL = "spill_to"
-
 
 def _option_text(name, value):
     if isinstance(value, bool):
@@ -21,11 +19,8 @@ def _option_text(name, value):
 
 
 def _folders(value):
-    if value is None:
-        return []
-    if isinstance(value, (str, os.PathLike)):
-        return [os.fspath(value)]
-    return [os.fspath(folder) for folder in value]
+    folders = [value] if isinstance(value, (str, os.PathLike)) else value
+    return [os.fspath(folder) for folder in folders if folder != ""]
 
 
 class Store:
@@ -65,9 +60,9 @@ class Store:
         group = options.pop("process_group", None)
         if group is not None and not hasattr(group, "get_group_store"):
             raise ConfigError(f"process_group={group!r} is not valid: accepted is a process group of torch.distributed that this process is in, or None")
-        spill_to = _folders(options.pop(_SPILL, None) or os.environ.get("EBBTIDE_SPILL_TO", "").split(":"))
+        spill_to = options.pop("spill_to", None)
         texts = [(name, _option_text(name, value)) for name, value in options.items() if value is not None]
-        self._store = _ebbtide.Store(texts, [folder for folder in spill_to if folder])
+        self._store = _ebbtide.Store(texts, _folders(spill_to) if spill_to is not None else None)
         self._plans = None
         if group is not None:
             from ._shared_plans import SharedPlans
