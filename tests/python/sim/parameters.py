@@ -140,12 +140,15 @@ def test_a_change_after_steps_without_one_is_an_error():
         del loss, run
 
 
-def normed(store=None, steps=STEPS):
-    """Half-way through, the norm's eps changes."""
+def normed(store=None, steps=STEPS, moves=False):
+    """Half-way through, the norm's eps changes. `moves`: the model comes to the device once it is attached."""
     torch.manual_seed(2)
-    model = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128, eps=1e-3), nn.Linear(128, 32)).to(sim.DEVICE)
+    model = nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128, eps=1e-3), nn.Linear(128, 32))
+    if not moves:
+        model.to(sim.DEVICE)
     if store is not None:
         store.attach(model)
+    model.to(sim.DEVICE)
     seen = []
     for number in range(steps):
         if number == steps // 2:
@@ -157,11 +160,12 @@ def normed(store=None, steps=STEPS):
     return seen
 
 
-def test_layer_norms_whose_eps_is_known():
+@pytest.mark.parametrize("moves", [False, True])
+def test_layer_norms_whose_eps_is_known(moves):
     with sim.accelerators():
         reference = normed()
     with opened(4) as store:
-        assert_same_bits(normed(store), reference)
+        assert_same_bits(normed(store, moves=moves), reference)
         assert redone(store, "layer_norm") >= STEPS - 4  # two call sites, each compared first
         assert store.stats()["unequal_redos"] == {}
 
