@@ -180,7 +180,7 @@ MUTANTS = (
         "cuda store",
     ),
     # A record leaves.
-    call("pack.record", "a copy out comes after the record's producer", CORE, "mark_pack(tier, pass.get(), view.stream)"),
+    call("pack.record", "a copy out comes after the record's producer", CORE, "mark_pack(tier, goes_on ? pass.get() : nullptr, view.stream)"),
     woven(
         "pack.widened",
         "and after that of the part by which it is widened",

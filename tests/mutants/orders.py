@@ -114,7 +114,7 @@ EXEMPT = (
     ),
     ("The same.", "store/store_core.h", ("std::shared_ptr<DeviceStorage> storage;", "std::shared_ptr<ReturnedMemory> memory;", "std::shared_ptr<void> extension_;")),
     ("The same.", "store/returning.cpp", ("resident.storage = mine;", "resident.memory = nullptr;", "record->resident_->memory = memory;")),
-    ("The same.", "store/store_core.cpp", ("made->storage = hold();", "const std::shared_ptr<Resident> resident = std::move(record.resident_);")),
+    ("The same.", "store/store_core.cpp", ("made->storage = hold();", "std::shared_ptr<Resident> resident = std::move(record.resident_);")),
     ("The same.", "store/redoing.cpp", ("made->storage = mine;", "EventPtr made_at;")),
     ("The memory itself.", "store/host_copy.h", ("Block block_;",)),
     ("The memory itself.", "store/returned_memory.h", ("Block block_;",)),
@@ -134,7 +134,7 @@ EXEMPT = (
     (
         "On which thread, and under no lock, the framework's code runs; when it runs is ordered by what has mutants.",
         "store/store_core.cpp",
-        ("work.dropped.push_back(resident);", "work.exhumed.push_back(std::move(storage));"),
+        ("work.dropped.push_back(std::move(resident));", "work.exhumed.push_back(std::move(storage));"),
     ),
     (
         "The same.",
@@ -166,6 +166,7 @@ EXEMPT = (
             "passage.memory = nullptr;",
             "passage.storage = nullptr;",
             "(void)let_go_host_locked(*record);",
+            "(void)let_go_host_locked(record);",
             "if (!wanted_again) (void)let_go_host_locked(*record);",
             "auto memory = let_go_host_locked(record);",
             "auto storage = std::exchange(lower.leaving->storage, nullptr);",
