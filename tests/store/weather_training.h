@@ -201,14 +201,15 @@ class WeatherTraining {
   }
   void check_budgets(int tensors) {
     const Stats stats = core_->stats();
-    ASSERT_LE(stats.device.bytes.count(), (how_.device_budget + beyond(tensors)).count());
+    ASSERT_LE(stats.device.bytes.count(), (how_.device_budget + beyond(tensors)).count()) << "at " << where_;
     ASSERT_LE(stats.host.bytes, stats.host.budget_bytes);
     ASSERT_LE(stats.spill.bytes, stats.spill.budget_bytes);
   }
 
   void event(const char* what) {
     before_event();
-    watchdog_.now(what + (", the " + std::to_string(++events_) + ". event of seed ") + std::to_string(how_.seed));
+    where_ = what + (", the " + std::to_string(++events_) + ". event of seed ") + std::to_string(how_.seed);
+    watchdog_.now(where_);
   }
 
   Watchdog watchdog_{std::chrono::seconds(60)};
@@ -217,6 +218,7 @@ class WeatherTraining {
   std::shared_ptr<StoreCore> core_;
   std::unique_ptr<DeviceTrainer> trainer_;
   int64_t events_ = 0;
+  std::string where_;  ///< the last event
 };
 
 }  // namespace ebbtide::test
