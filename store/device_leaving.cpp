@@ -39,6 +39,12 @@ bool StoreCore::copies_run_locked() noexcept {
   return false;
 }
 
+/// Of host memory, what no record holds any more: copies and the disk do, of records that died or are on the device
+/// again, and give it back as they end.
+Bytes StoreCore::host_coming_free_locked() const {
+  return host_pool_->stats().live_bytes - host_pool_bytes_;
+}
+
 void StoreCore::note_enqueued_locked(DeviceTier& tier) {
   const auto& leaving = tier.list(DeviceTier::Place::kLeaving);
   Resident* next = nullptr;
@@ -284,6 +290,7 @@ void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::sha
 void StoreCore::hold_host_locked(Record& record, std::shared_ptr<HostCopy> memory) {
   record.lower_.memory = std::move(memory);
   host_bytes_ += record.lower_.memory->bytes();
+  host_pool_bytes_ += record.lower_.memory->bytes_of_pool();
   record.tier_->host_bytes += record.lower_.memory->bytes();
   host_copies_.push_back(record.lower_);
 }
@@ -292,6 +299,7 @@ void StoreCore::hold_host_locked(Record& record, std::shared_ptr<HostCopy> memor
 std::shared_ptr<HostCopy> StoreCore::let_go_host_locked(Record& record) noexcept {
   if (!record.lower_.memory) return nullptr;
   host_bytes_ -= record.lower_.memory->bytes();
+  host_pool_bytes_ -= record.lower_.memory->bytes_of_pool();
   record.tier_->host_bytes -= record.lower_.memory->bytes();
   host_copies_.remove(record.lower_);
   note_host_room_locked();

@@ -32,6 +32,8 @@ class HostCopy {
   ~HostCopy();
 
   Bytes bytes() const noexcept { return bytes_; }
+  /// What the pool counts of it as live: whole pages, or nothing where the system served.
+  Bytes bytes_of_pool() const noexcept { return block_.size(); }
   /// Of the bytes that it holds now; for verify.
   uint64_t fingerprint() const;
   /// All of it, in whole pages: what direct I/O wants. The end of the last page means nothing.

@@ -55,6 +55,14 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
         });
         continue;
       }
+      // Records died, and copies or the disk hold their host memory a moment longer.
+      const Bytes coming_free = tier.host_full && link_thread_ ? host_coming_free_locked() : Bytes(0);
+      if (coming_free > Bytes(0)) {
+        wait(lock, pass, StallCause::kHostRoom, nullptr,
+             [&] { return !tier.host_full || host_coming_free_locked() < coming_free; });
+        note_host_room_locked();
+        continue;
+      }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, StallCause::kRoom, nullptr, [&] {
         return tier.held() <= tier.budget || pick_victim_locked(tier) != nullptr ||

@@ -315,6 +315,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // device_leaving.cpp: from an accelerator's memory into host memory, and on to disk.
   bool hasten(std::unique_lock<std::mutex>& lock, DeviceTier& tier);
   bool copies_run_locked() noexcept;
+  Bytes host_coming_free_locked() const;
   void note_enqueued_locked(DeviceTier& tier);
   void copy_out(const Few<CopyOut>& orders);
   void copy_out_done(Passage& passage, const Status& status);
@@ -483,6 +484,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // The host tier.
   IntrusiveList<LowerCopy> host_copies_;  // in order of leaving
   Bytes host_bytes_;                      // in them
+  Bytes host_pool_bytes_;                 // the same, as the pool counts
   Bytes sinking_;                         // of those that a disk reads
   int64_t copies_out_done_ = 0;           // well or not
   int64_t lifting_ = 0;                   // reads into the host tier under way

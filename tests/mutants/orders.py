@@ -56,6 +56,7 @@ EXEMPT = (
         (
             "wait(lock, pass, StallCause::kHostRoom, nullptr, [&] { return !tier.host_full || sinking_ == Bytes(0); });",
             "wait(lock, pass, StallCause::kCopies, nullptr, [&, seen = copies_out_done_] {",
+            "wait(lock, pass, StallCause::kHostRoom, nullptr,",
             "wait(lock, pass, StallCause::kRoom, nullptr, [&] {",
             "wait(lock, pass, StallCause::kRoom, nullptr, [&] { return tier.some_at_once() || tier.leaving_at_once() == 0; });",
         ),

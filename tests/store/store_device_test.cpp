@@ -330,7 +330,8 @@ TEST_F(StoreDeviceTest, WhatIsRefusedToAnotherStreamsThreadComesToWhoAsksThere) 
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(100));  // it waits by now for what is refused
   };
-  const int number = core_->add_device(device, std::make_shared<PickyAllocator>(*device, other_asks), {.own_thread = false});
+  const int number =
+      core_->add_device(device, std::make_shared<PickyAllocator>(*device, other_asks), {.own_thread = false});
   const auto save = [&](StreamId stream, uint32_t seed) {
     auto memory = device->allocate(kSize, stream, "tensor").value();
     (void)device->launch(stream, "produce", {}, {{memory.get(), kSize}},
@@ -728,6 +729,31 @@ TEST_F(StoreDeviceTest, AheadOfTheDeviceTheBudgetIsHeldAllTheSame) {
   EXPECT_THAT(warnings_, IsEmpty());
   backward();
   expect_clean();
+}
+
+/// Passes die before their copies have passed: these hold all host memory yet when the next one needs it.
+TEST_F(StoreDeviceTest, WhatCopiesOfTheDeadHoldIsWaitedForAndIsNoShortage) {
+  for (const bool spills : {false, true}) {
+    Options how = options(KiB(256), MiB(2), spills);
+    how.on_full = OnFull::kRaise;
+    core_ = StoreCore::open(how);
+    core_->set_warning_handler([this](const std::string& text) { warnings_.push_back(text); });
+    trainer_ = std::make_unique<DeviceTrainer>(*core_, ChaosOptions{.seed = 7, .pace = Pace::kLazy},
+                                               StoreCore::DeviceOptions{.own_thread = true});
+    for (int step = 0; step < 6; ++step) {
+      for (uint64_t i = 0; i < 28; ++i) {
+        saved_.push_back(trainer_->save(pass_, 100 + i, kSize));
+        ASSERT_LE(core_->stats().device.bytes, KiB(256) + Bytes(kSize)) << "step " << step << ", tensor " << i;
+      }
+      core_->scope_ended(pass_);
+      saved_.clear();
+      pass_.reset();
+    }
+    forward(28);
+    backward();
+    expect_clean();
+    EXPECT_THAT(warnings_, IsEmpty());
+  }
 }
 
 TEST_F(StoreDeviceTest, ProcessesOfAJobShareTheMachine) {
