@@ -113,13 +113,14 @@ const Topology* StoreCore::topology() {
 }
 
 /// With a registrar: for DMA, which a fork must not disturb. Without: memory that CPU tensors are laid over, which a
-/// forked child reads. Errors: ConfigError.
+/// forked child reads; the disk's rings must not have it pinned, for a fork copies what is pinned, all of it and at
+/// once. Errors: ConfigError.
 std::unique_ptr<PinnedPool> StoreCore::open_host_pool(Bytes capacity, std::shared_ptr<HostRegistrar> registrar) {
   PoolOptions pool;
   pool.capacity = capacity;
   pool.survives_fork = registrar == nullptr;
   pool.registrar = std::move(registrar);
-  if (spill_) pool.watcher = spill_->watcher();
+  if (spill_ && !pool.survives_fork) pool.watcher = spill_->watcher();
   pool.keep_spare = false;
   pool.numa_bind = options_.numa != kAnyNode;
   const auto nodes = topology() != nullptr ? static_cast<int64_t>(topology_->nodes().size()) : 1;
