@@ -68,7 +68,7 @@ std::optional<Failure> PoolState::shortage(size_t home, size_t bytes, Bytes& mis
                           " are mapped, " + to_string(Bytes(live_.load(std::memory_order_relaxed))) + " of it in use"};
   }
   Room room = system_.room();
-  if (homes_.size() > 1) {
+  if (homes_.size() > 1 || (topology_ && topology_->has_other_memory())) {
     if (Room near = system_.room_on(homes_[home].node); near.left < room.left) room = std::move(near);
   }
   if (room.left < as_bytes(bytes) && as_bytes(bytes) - room.left > missing) {

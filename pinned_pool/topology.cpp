@@ -107,6 +107,8 @@ Topology::Topology(Handle handle) : handle_(std::move(handle)) {
   for (const hwloc_obj_t node : with_cpus_of_their_own(main_memory(topology))) {
     if (hwloc_bitmap_isset(allowed, node->os_index)) nodes_.push_back(NumaNode{static_cast<int>(node->os_index)});
   }
+  const int all = hwloc_bitmap_weight(hwloc_topology_get_complete_nodeset(topology));
+  other_memory_ = all > static_cast<int>(nodes_.size());
 
   for (hwloc_obj_t cpu = nullptr; (cpu = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_PU, cpu)) != nullptr;) {
     const auto near = std::find_if(nodes_.begin(), nodes_.end(), [cpu](NumaNode node) {

@@ -28,6 +28,9 @@ class Topology {
   /// Ascending; at least one, unless the machine hides its memory from hwloc.
   const std::vector<NumaNode>& nodes() const noexcept { return nodes_; }
 
+  /// Whether the machine has memory beyond nodes(): on nodes that are not allowed to us, or of another kind.
+  bool has_other_memory() const noexcept { return other_memory_; }
+
   /// The node nearest to a PCI device ("0000:3b:00.0", as cudaDeviceGetPCIBusId writes it); none if the device is
   /// unknown or its node not ours.
   std::optional<NumaNode> node_of_pci(const std::string& bus_id) const;
@@ -53,6 +56,7 @@ class Topology {
 
   Handle handle_;
   std::vector<NumaNode> nodes_;
+  bool other_memory_ = false;
   std::vector<NumaNode> node_of_cpu_;
 };
 

@@ -17,6 +17,7 @@
 #include "tests/pinned_pool/fake_registrar.h"
 #include "tests/pinned_pool/pool_support.h"
 #include "tests/pinned_pool/system_tree.h"
+#include "tests/pinned_pool/topology_xml.h"
 #include "tests/support/eventually.h"
 
 namespace ebbtide {
@@ -412,6 +413,22 @@ TEST_F(TwoNodes, FullNodeSendsToTheOtherAndCounts) {
   auto refused = pool->acquire({.bytes = MiB(16), .node = NumaNode{1}});
   ASSERT_FALSE(refused);
   EXPECT_THAT(refused.failure().message, HasSubstr("only 1 MiB left under /sys/devices/system/node/node1"));
+}
+
+/// A cpuset with one node of a machine of two: what the other has free is not for us.
+TEST_F(TwoNodes, OnlyOneOfThemAllowedItsOwnRoomBounds) {
+  std::string xml = test::text_of(EBBTIDE_TEST_DATA "/dual_socket_gpus.xml");
+  test::replace_all(xml, "allowed_nodeset=\"0x00000007\"", "allowed_nodeset=\"0x00000001\"");
+  tree_.write("/machine.xml", xml);
+  auto loaded = Topology::from_xml(tree_.root() + "/machine.xml");
+  ASSERT_TRUE(loaded) << loaded.failure().message;
+  options_.topology = std::make_shared<const Topology>(std::move(loaded).value());
+  ASSERT_EQ(options_.topology->nodes(), std::vector{NumaNode{0}});
+  auto pool = make(options_);
+  node(0, 33);  // 1 MiB beyond the reserve
+  auto refused = pool->acquire({.bytes = MiB(1)});
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.failure().message, HasSubstr("only 1 MiB left under /sys/devices/system/node/node0"));
 }
 
 TEST_F(TwoNodes, UnknownNodeIsServedByAnother) {
