@@ -46,6 +46,17 @@ def test_a_whole_program_by_find_package(prefix, run, compile_environment, tmp_p
     assert "device_budget" in report, report  # the nearest name, in the ConfigError that it prints last
 
 
+def test_folders_of_one_project_may_each_find_it(prefix, run, compile_environment, tmp_path):
+    """Variables are each folder's own, the target is the project's."""
+    (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES CXX)\nadd_subdirectory(a)\nadd_subdirectory(b)\n")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "CMakeLists.txt").write_text(
+            "find_package(Ebbtide REQUIRED COMPONENTS ebbtide)\nget_target_property(libraries Ebbtide::ebbtide INTERFACE_LINK_LIBRARIES)\n"
+        )
+    configure(tmp_path, tmp_path / "build", run, compile_environment, f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython_EXECUTABLE={sys.executable}")
+
+
 def test_the_build_tree_is_a_prefix_too(build_dir, run, compile_environment, tmp_path):
     configure(HERE / "find_package", tmp_path, run, compile_environment, f"-DCMAKE_PREFIX_PATH={build_dir}", f"-DPython_EXECUTABLE={sys.executable}")
 
