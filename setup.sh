@@ -75,6 +75,8 @@ if [[ $active && $(readlink -f "$active") != "$(readlink -f "$root/.venv")" ]]; 
   active_torch=$(torch_of "$active/bin/python")
   if [[ -z $active_torch ]]; then
     step "the active environment has no torch: using .venv"
+  elif ! "$active/bin/python" -m pip --version >/dev/null 2>&1; then
+    step "the active environment has torch $active_torch but no pip (\`python -m ensurepip\` brings it): using .venv"
   elif at_least "${torch_version%.*}" "$active_torch"; then
     python=$active/bin/python
     step "using the active environment, with torch $active_torch: $active"
