@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -72,8 +73,11 @@ Result<std::string> read_text_file(const std::string& path) {
 }
 
 Status write_text_file(const std::string& path, const std::string& text) {
+  // Others may write the same file now, threads and the processes of a job.
+  static std::atomic<int> files{0};
   const bool as_it_comes = takes_text_as_it_comes(path);
-  const std::string to = as_it_comes ? path : path + ".partial";
+  const std::string to =
+      as_it_comes ? path : path + "." + std::to_string(::getpid()) + "-" + std::to_string(++files) + ".partial";
   File file(::open(to.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (!file.open()) return failed(errno);
   if (write_all(file, text) && file.close() && (as_it_comes || std::rename(to.c_str(), path.c_str()) == 0))
