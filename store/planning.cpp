@@ -134,7 +134,8 @@ std::vector<Conditions> StoreCore::conditions_locked() const {
   std::optional<DiskModel> disk;
   if (spill_) {
     const SpillStats stats = spill_->stats();
-    if (stats.write_busy_s > 0 && stats.read_busy_s > 0)
+    // What is under way makes it busy before a byte is through.
+    if (stats.written > Bytes(0) && stats.read > Bytes(0) && stats.write_busy_s > 0 && stats.read_busy_s > 0)
       disk = DiskModel{.write = speed(stats.written, stats.write_busy_s), .read = speed(stats.read, stats.read_busy_s)};
   }
   std::vector<Conditions> all;

@@ -423,7 +423,7 @@ double Simulator::Run::next_event() const noexcept {
 
 /// Plays what transfers do until then.
 void Simulator::Run::advance(double to) {
-  for (double at = next_event(); at <= to; at = next_event()) {
+  for (double at = next_event(); at <= to && at < kNever; at = next_event()) {
     now_ = std::max(now_, at);
     if (!leaving_.empty() && lane_->end(leaving_.front().end) == at) {
       const uint32_t record = leaving_.front().record;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 #include <vector>
 
@@ -190,6 +191,13 @@ TEST(Simulator, WhatSinksGoesThroughHostMemory) {
       run(chain(10), machine, {.device = Bytes(200), .host = Bytes(300), .spill = Bytes(0)}, std::vector(10, kSpill));
   EXPECT_EQ(no_room.written, Bytes(0));
   EXPECT_EQ(no_room.device_peak, Bytes(1000));
+}
+
+TEST(Simulator, WhatNeverArrivesIsWaitedForForEver) {
+  Machine machine = with_link(1000);
+  machine.disk = DiskModel{200, 0, 0, 0};
+  const Simulated result = run(chain(10), machine, {.device = Bytes(200), .host = Bytes(300)}, std::vector(10, kSpill));
+  EXPECT_FALSE(std::isfinite(result.step_s));
 }
 
 TEST(Simulator, CopiesOfHostTensorsTakeFromTheComputation) {
