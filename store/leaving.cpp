@@ -186,7 +186,7 @@ void StoreCore::look_again_locked(DeviceTier& tier, int64_t at_most, Look look) 
   const Resident* first_left = nullptr;  // once round, and no further
   for (; at_most > 0 && tier.list(Place::kElsewhere).front() != first_left; --at_most) {
     Resident& resident = *tier.list(Place::kElsewhere).front();
-    const bool ours_alone = !resident.storage || resident.storage->references() == 1;
+    const bool ours_alone = !resident.storage || (resident.storage->references() == 1 && !resident.shrunk());
     Place place = ours_alone ? place_by_states(resident) : Place::kElsewhere;
     if (look == Look::kForDroppable && place != Place::kClean && place != Place::kRedoable) place = Place::kElsewhere;
     if (place == Place::kElsewhere && first_left == nullptr) first_left = &resident;
@@ -252,6 +252,7 @@ void StoreCore::drop_clean_locked(DeviceTier& tier, Bytes target, Work& work) {
   using Place = DeviceTier::Place;
   for (Resident* resident = tier.list(Place::kClean).front(); resident != nullptr && resident->at_once && !closed_;
        resident = tier.list(Place::kClean).front()) {
+  if (resident.shrunk()) return resident.tier->move(resident, DeviceTier::Place::kElsewhere);
     if (resident->storage->references() > 1)
       tier.move(*resident, Place::kElsewhere);
     else

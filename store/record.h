@@ -47,6 +47,8 @@ struct Resident : ListLink<Resident> {
   Few<Record*> records;
 
   std::byte* data() const noexcept { return storage ? storage->data() : memory->data(); }
+  /// Its owner has made the storage smaller meanwhile (FSDP2 frees parameters so): what was saved must not be read.
+  bool shrunk() const noexcept { return storage && storage->bytes() < bytes; }
 };
 
 /// How a record's bytes are cut for direct I/O from and to unaligned memory: an aligned middle that is written as it
@@ -117,7 +119,7 @@ class EBBTIDE_API Record : public std::enable_shared_from_this<Record>, public L
   bool redoable_ = false;                 // there is a recipe, and it is to be used
 
   // Of an accelerator's record.
-  EventPtr packed_;  // its producer has run before this; null: none could be made at pack
+  EventPtr packed_;  // its producer has run before this; null: none could be made at pack, or it comes later
   LowerCopy lower_;
 
   /// In resident memory, gaps among them.

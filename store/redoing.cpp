@@ -140,7 +140,7 @@ bool StoreCore::sealed_locked(const Record& record) noexcept {
       break;
   }
   const Resident& resident = *record.resident_;
-  return !resident.storage || resident.storage->references() == 1;
+  return !resident.storage || (resident.storage->references() == 1 && !resident.shrunk());
 }
 
 /// All its records are in a lower copy or have recipes whose inputs can change no more.
@@ -164,7 +164,7 @@ void StoreCore::drop_redoable_locked(DeviceTier& tier, Bytes target, Work& work)
        resident != nullptr && looked_at < kLookedAt && (tier.held() > target || resident->at_once) && !closed_;
        resident = next, ++looked_at) {
     next = IntrusiveList<Resident>::next(*resident);
-    if (resident->storage->references() > 1)
+    if (resident->storage->references() > 1 || resident->shrunk())
       tier.move(*resident, DeviceTier::Place::kElsewhere);  // dropping it would free nothing
     else if (may_be_redone_locked(*resident))
       drop_locked(*resident, work);
