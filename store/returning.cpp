@@ -41,6 +41,7 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
   }
   if (record.tier_->link) return unpack_from_device(record, stream);
   double waited_s = 0;
+  bool refused = false;  // memory for it
   Trace::Time began{};
   for (;;) {
     Work work(*this);
@@ -68,8 +69,14 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
       }
       case RecordState::kLower:
         look_again_locked(host_, 8, Look::kForDroppable);
+        if (record.lost_ && std::exchange(refused, true)) {
+          const Failure why = *std::exchange(record.lost_, std::nullopt);
+          lock.unlock();
+          throw_lost(why);
+        }
         drop_redoable_locked(host_, host_.budget, work);
-        drop_clean_locked(host_, host_.budget, work);
+        // Where the system had no memory for it, all that can be fetched again makes room.
+        drop_clean_locked(host_, record.lost_ ? Bytes(0) : host_.budget, work);
         begin_return_locked(record, kHostStream, Urgency::kDemand, work);
         break;
       case RecordState::kReturning:
@@ -229,12 +236,11 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
       record->lost_ = Failure{FailureCode::kOverCapacity, ENOMEM,
                               "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                   " that comes back: lower device_budget"};
-      record->become(RecordState::kLost);
     } else {  // whoever waits for it by now finds it below, and demands it
       staging_full_ = true;
-      record->become(RecordState::kLower);
       put_off_locked(*record);
     }
+    record->become(RecordState::kLower);
     detach_locked(*record, work);
     changed_.notify_all();
     return;
@@ -245,6 +251,7 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
   {
     std::lock_guard lock(mutex_);
     record->resident_->memory = memory;
+    record->lost_.reset();
     if (urgency == Urgency::kDemand) staging_full_ = false;  // the pool may have grown
     if (layout.middle == 0) {
       record->become(RecordState::kClean);

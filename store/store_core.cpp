@@ -392,7 +392,7 @@ void StoreCore::close() {
       for (Record* record = live_.front(); record != nullptr; record = live_.next(*record)) {
         if (record->tier_->link)
           lift_for_close_locked(*record, work);
-        else if (record->state_ == RecordState::kLower)
+        else if (record->state_ == RecordState::kLower && !record->lost_)
           begin_return_locked(*record, kHostStream, Urgency::kDemand, work);
       }
       if (work.empty()) {

@@ -7,6 +7,7 @@
 #include <tests/store/fake_storage.h>
 #include <tests/support/eventually.h>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -96,6 +97,27 @@ TEST_F(StoreCoreTest, OverBudgetTheOldestLeaveAndComeBackUnchanged) {
   EXPECT_LE(stats.device.peak_bytes, KiB(256));
   EXPECT_EQ(stats.device.bytes, Bytes(0));
   EXPECT_EQ(stats.handed_over, Bytes(0));
+}
+
+TEST_F(StoreCoreTest, WhatThereWasNoMemoryForOnceComesBackLater) {
+  constexpr size_t kLarge = 256 << 20;  // more than the staging memory is, and than earlier tests have left of the heap
+  auto core = StoreCore::open(options(Bytes(0)));
+  std::shared_ptr<Pass> pass;
+  std::shared_ptr<Record> record;
+  {
+    const Memory large = memory(1, kLarge);
+    record = pack(*core, pass, large);
+  }
+  core->scope_ended(pass);
+  ASSERT_EQ(core->stats().device.bytes, Bytes(0));
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_AS, &before), 0);
+  const rlimit none{.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &none), 0);
+  EXPECT_THAT([&] { (void)unpack(*core, *record); },
+              ThrowsMessage<OutOfBudget>(HasSubstr("the system has no memory for a saved tensor of 256 MiB")));
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_EQ(copy(*unpack(*core, *record)), copy(memory(1, kLarge)));
 }
 
 TEST_F(StoreCoreTest, AnyOrderWorks) {
