@@ -114,7 +114,9 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
                              .op = version_.producer() != nullptr ? version_.producer()->name() : nullptr,
                              .device = served.number,
                              .stream = stream,
-                             .region = current_region()};
+                             .region = current_region(),
+                             // Torch's rrelu packs its noise before its kernel writes it, and tells no version.
+                             .written_later = !on_host && version_.producer() == nullptr && version_.saved() == 0};
   auto packed = translated([&] {
     return core.pack(scope.pass(), view, [&] {
       return std::allocate_shared<TorchStorage>(BlockAllocator<TorchStorage>(hooks.storages), storage);

@@ -75,9 +75,10 @@ class StorageIndex {
   }
 
   void grow() {
-    if (!entries_.empty()) ++bits_;
-    std::vector<Entry> before(size_t{1} << bits_);
+    const int bits = entries_.empty() ? bits_ : bits_ + 1;
+    std::vector<Entry> before(size_t{1} << bits);  // throws before anything is changed
     before.swap(entries_);
+    bits_ = bits;
     for (const Entry& entry : before)
       if (entry.identity != nullptr) put(entry);
   }

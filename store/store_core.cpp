@@ -43,6 +43,7 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
     // Before the store's lock: later would be right too, but the copy would wait for work that it need not.
     packed = mark_pack(tier, goes_on ? pass.get() : nullptr, view.stream);
   }
+  EventPtr produced = view.written_later ? nullptr : packed;
   const std::optional<MemoryUsage> usage = memory_usage(tier);
   {
     std::lock_guard lock(mutex_);
@@ -75,52 +76,31 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         record = other->weak_from_this().lock();
         if (!record) continue;
         if (!inside) {
-          record->packed_ = packed;
+          record->packed_ = produced;
           record->begin_ = std::min(record->begin_, begin);
           record->end_ = std::max(record->end_, end);
           record->rows_ = {};
         }
         stats_.deduplicated.add(view.footprint);
         if (record->pass_ == pass) {
-          pass->sequence_[record->slot_] = nullptr;
-          record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
           pass->sequence_.push_back(record.get());
+          pass->sequence_[record->slot_] = nullptr;
+          record->slot_ = static_cast<uint32_t>(pass->sequence_.size() - 1);
         }
         break;
       }
     }
     if (!record) {
+      // First what may find no memory: a record that has a tier was taken in, and goes out by forget().
+      const auto slot = static_cast<uint32_t>(pass->sequence_.size());
+      const auto index = static_cast<uint32_t>(pass->made_.size());
+      pass->sequence_.push_back(nullptr);
+      pass->made_.push_back(nullptr);
+      Pass::OnDevice& on_device = pass->on(tier.index);
       record = std::allocate_shared<Record>(BlockAllocator<Record>(records_), pass, next_record_++);
-      record->version_counter_ = view.version_counter;
-      record->version_ = view.version;
-      record->begin_ = begin;
-      record->end_ = end;
-      if (tier.link && view.rows.pay()) record->rows_ = view.rows;
-      record->footprint_ = view.footprint;
-      record->op_ = view.op;
-      record->slot_ = static_cast<uint32_t>(pass->sequence_.size());
-      pass->sequence_.push_back(record.get());
-      record->tier_ = &tier;
-      record->stream_ = view.stream;
-      record->packed_ = std::move(packed);
-      record->lower_.record = record.get();
-      record->index_ = static_cast<uint32_t>(pass->made_.size());
-      pass->made_.push_back(record.get());
-      record->label_ = pass->label_ = view.region;
-      if (pass->logs_) note_pack_locked(*record, *pass, view);
-      if (pass->logs_ && tier.link) mark_pack_locked(*pass, tier, view.stream, record->packed_);
-      if (view.region != nullptr && view.region->policy != Policy::kAuto)
-        record->action_ = view.region->policy == Policy::kKeep ? Action::kKeep : Action::kOffload;
-      ++pass->live_;
-      live_.push_back(*record);
-      stats_.saved.add(view.footprint);
-      tier.alive += view.footprint;
-      pass->stats_.saved.add(view.footprint);
-      pass->on(tier.index).saved += view.footprint;
       if (resident != nullptr) {
-        record->resident_ = resident->records.front()->resident_;
         resident->records.push_back(record.get());
-        tier.move(*resident, DeviceTier::Place::kElsewhere);
+        record->resident_ = resident->records.front()->resident_;
       } else {
         auto made = std::allocate_shared<Resident>(BlockAllocator<Resident>(residents_));
         made->tier = &tier;
@@ -131,9 +111,38 @@ StoreCore::Packed StoreCore::pack(std::shared_ptr<Pass>& pass, const View& view,
         made->at_once = view.region != nullptr && view.region->leaves_at_once();
         made->records.push_back(record.get());
         by_storage_.insert(*made);
-        tier.add(*made, DeviceTier::Place::kElsewhere);
         record->resident_ = std::move(made);
       }
+      record->version_counter_ = view.version_counter;
+      record->version_ = view.version;
+      record->begin_ = begin;
+      record->end_ = end;
+      if (tier.link && view.rows.pay()) record->rows_ = view.rows;
+      record->footprint_ = view.footprint;
+      record->op_ = view.op;
+      record->slot_ = slot;
+      pass->sequence_[slot] = record.get();
+      record->tier_ = &tier;
+      record->stream_ = view.stream;
+      record->packed_ = std::move(produced);
+      record->lower_.record = record.get();
+      record->index_ = index;
+      pass->made_[index] = record.get();
+      record->label_ = pass->label_ = view.region;
+      if (view.region != nullptr && view.region->policy != Policy::kAuto)
+        record->action_ = view.region->policy == Policy::kKeep ? Action::kKeep : Action::kOffload;
+      ++pass->live_;
+      live_.push_back(*record);
+      stats_.saved.add(view.footprint);
+      tier.alive += view.footprint;
+      pass->stats_.saved.add(view.footprint);
+      on_device.saved += view.footprint;
+      if (resident != nullptr)
+        tier.move(*resident, DeviceTier::Place::kElsewhere);
+      else
+        tier.add(*record->resident_, DeviceTier::Place::kElsewhere);
+      if (pass->logs_) note_pack_locked(*record, *pass, view);
+      if (pass->logs_ && tier.link) mark_pack_locked(*pass, tier, view.stream, packed);
     }
     const bool planned = pass->course_ && !pass->learns_;
     wants_recipes = planned ? pass->course_->recomputes : recipes_help_locked(tier, *pass);
@@ -284,6 +293,7 @@ void StoreCore::note_saved_locked(DeviceTier& tier, Bytes saved) noexcept {
 }
 
 void StoreCore::forget(Record& record) noexcept {
+  if (record.tier_ == nullptr) return;  // there was no memory to take it in
   const auto now = record.pass_->logs_ ? std::chrono::steady_clock::now() : PassLog::Time();
   Work work(*this);
   {

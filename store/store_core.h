@@ -81,6 +81,9 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
     /// there.
     StreamId stream = kHostStream;
     const RegionLabel* region = nullptr;
+    /// Its bytes may not be there yet: some ops save first what they enqueue the kernel for afterwards. Nor does the op
+    /// let go of it before.
+    bool written_later = false;
   };
   enum class RecipeWanted : uint8_t { kNone, kCheap, kAny };
   struct Packed {

@@ -185,8 +185,8 @@ MUTANTS = (
         "pack.widened",
         "and after that of the part by which it is widened",
         CORE,
-        "record->packed_ = packed;",
-        "record->packed_ = mutants::replaced({name}, packed, record->packed_);",
+        "record->packed_ = produced;",
+        "record->packed_ = mutants::replaced({name}, produced, record->packed_);",
     ),
     woven(
         "copy_out.record",
@@ -320,7 +320,7 @@ OBSERVED = (
     (IN, "CopyJobPtr job = link.in.submit(std::move(request));", "{text} mutants::begin_transfer(passage.get(), job);"),
     (OUT, "Record* record = std::exchange(passage.record, nullptr);", "mutants::end_transfer(&passage); {text}"),
     (IN, "Record* record = std::exchange(passage.record, nullptr);", "mutants::end_transfer(&passage); {text}"),
-    (CORE, "record->packed_ = std::move(packed);", "{text} if (tier.link && !record->packed_) mutants::note_produced(record.get(), view.stream);"),
+    (CORE, "record->packed_ = std::move(produced);", "{text} if (tier.link && !record->packed_) mutants::note_produced(record.get(), view.stream);"),
     (
         CUDA,
         'return context_->run("Making a stream wait for an event",',

@@ -116,16 +116,26 @@ class DeviceTrainer {
   int number() const { return number_; }
 
   DeviceTensor make(uint64_t seed, size_t bytes) {
+    DeviceTensor tensor = allocate(bytes);
+    produce(*tensor, seed);
+    return tensor;
+  }
+  /// With nothing in it yet, and the computation that fills it.
+  DeviceTensor allocate(size_t bytes) {
     auto memory = device_->allocate(bytes, compute_, "tensor").value();
-    (void)device_->launch(compute_, "produce", {}, {{memory.get(), bytes}},
-                          [to = memory.get(), seed, bytes] { fill(to, seed, bytes); });
     return std::make_shared<DeviceMemoryImpl>(DeviceMemoryImpl{std::move(memory), bytes, 0});
+  }
+  void produce(const DeviceMemoryImpl& tensor, uint64_t seed) {
+    std::byte* to = tensor.memory.get();
+    (void)device_->launch(compute_, "produce", {}, {{to, tensor.bytes}},
+                          [to, seed, bytes = tensor.bytes] { fill(to, seed, bytes); });
   }
 
   Saved pack(std::shared_ptr<Pass>& pass, const DeviceTensor& tensor, uint64_t seed) {
     return pack(pass, tensor, seed, {.bytes = tensor->bytes});
   }
-  Saved pack(std::shared_ptr<Pass>& pass, const DeviceTensor& tensor, uint64_t seed, const Part& part) {
+  Saved pack(std::shared_ptr<Pass>& pass, const DeviceTensor& tensor, uint64_t seed, const Part& part,
+             bool written_later = false) {
     const auto bytes = [](size_t count) { return Bytes(static_cast<int64_t>(count)); };
     StoreCore::View view{.storage = tensor.get(),
                          .version_counter = &tensor->version,
@@ -134,7 +144,8 @@ class DeviceTrainer {
                          .end = bytes(part.end()),
                          .footprint = bytes(tensor->bytes),
                          .device = number_,
-                         .stream = compute_};
+                         .stream = compute_,
+                         .written_later = written_later};
     if (part.rows > 1) view.rows = {bytes(part.bytes), bytes(part.pitch), static_cast<int64_t>(part.rows)};
     return {core_.pack(pass, view, [&] { return std::make_shared<ChaosStorage>(tensor); }).record, seed, part};
   }

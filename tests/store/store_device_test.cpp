@@ -127,6 +127,20 @@ TEST_F(StoreDeviceTest, BudgetOfZeroHoldsNothing) {
   expect_clean();
 }
 
+/// As torch's rrelu does with its noise.
+TEST_F(StoreDeviceTest, WhatIsWrittenAfterItsPackLeavesAfterThatToo) {
+  open(options(Bytes(0)), Pace::kRandom);
+  for (uint64_t i = 0; i < 8; ++i) {
+    const DeviceTensor noise = trainer_->allocate(kSize);
+    saved_.push_back(trainer_->pack(pass_, noise, i, {.bytes = kSize}, /*written_later=*/true));
+    trainer_->produce(*noise, i);
+  }
+  core_->scope_ended(pass_);
+  EXPECT_EQ(core_->stats().device.bytes, Bytes(0));
+  backward();
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, WhatSomebodyLetGoOfDoesNotCrowdABackward) {
   open(options(KiB(128)));
   forward(8);
