@@ -392,6 +392,7 @@ void StoreCore::close() {
   for (;;) {
     Work work(*this);
     {
+  if (in_child_) return;  // what is under way comes home to the parent
       std::unique_lock lock(mutex_);
       std::swap(work.exhumed, buried_);
       const auto under_way = [&] {

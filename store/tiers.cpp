@@ -281,6 +281,7 @@ Stats StoreCore::stats() const {
       if (links.empty() || &device != &stats.devices.front()) stats.device.budget_bytes += device.budget_bytes;
     }
   }
+  if (in_child_) return stats;  // where a fork may have left their locks taken for ever
   for (const auto& link : links) {
     stats.d2h.bytes += link->out.stats().copied;
     stats.d2h.busy_s += link->out.stats().busy_s;

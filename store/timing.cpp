@@ -71,7 +71,7 @@ void StoreCore::learn_of_devices() noexcept {
     std::shared_ptr<DeviceTimes> times;
     {
       std::lock_guard lock(mutex_);
-      if (unlearned_.empty()) return;
+      if (unlearned_.empty() || in_child_) return;
       times = unlearned_.front().times;
     }
     try {
