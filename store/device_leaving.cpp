@@ -252,7 +252,7 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
   }
 }
 
-void StoreCore::sink(const Sink& order) {
+void StoreCore::sink(Sink order) {
   auto submitted = spill_->write(
       order.record_id, {order.memory->pieces().begin(), order.memory->pieces().end()},
       [weak_core = weak_from_this(), id = order.record_id, memory = order.memory](Result<SpilledItem> item) mutable {
@@ -335,7 +335,10 @@ void StoreCore::forget_copies_locked(Record& record, Work& work) {
   if (lower.sinking) sinking_ -= lower.memory->bytes();
   if (lower.lifting) --lifting_;
   auto memory = let_go_host_locked(record);
-  if (in_child_) new auto(std::move(memory));  // the pool's lock may be held for ever
+  if (in_child_)
+    new auto(std::move(memory));  // the pool's lock may be held for ever
+  else if (memory && memory->bytes_of_pool() == Bytes(0))
+    work.of_system = std::move(memory);
 }
 
 }  // namespace ebbtide

@@ -300,11 +300,13 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
         record->become(RecordState::kClean);
         place_locked(*record->resident_);
       } else if (record->state_ == RecordState::kReturning) {
+  std::shared_ptr<HostCopy> of_system;  // ends without the lock: the driver is called
         buried_.push_back(record->resident_->storage);
         if (!means_lost(status.failure().code)) {  // nor is the host copy
           return_refused_locked(*record, status.failure(), work);
         } else {
           record->lost_ = failed_device(*record, status.failure());
+    if (passage.memory && passage.memory->bytes_of_pool() == Bytes(0)) std::swap(of_system, passage.memory);
           record->become(RecordState::kLost);
           detach_locked(*record, work);
         }
@@ -387,7 +389,7 @@ void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_
         }
       }
     }
-    if (memory) {
+    if (memory && memory->bytes_of_pool() > Bytes(0)) {  // the system's ends without the lock: the driver is called
       memory = nullptr;
       note_host_room_locked();
     }

@@ -327,7 +327,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void part(const Part& order);
   void sink_ahead();
   void sink_locked(Bytes wanted, Work& work);
-  void sink(const Sink& order);
+  void sink(Sink order);
   void sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory);
   void hold_host_locked(Record& record, std::shared_ptr<HostCopy> memory);
   std::shared_ptr<HostCopy> let_go_host_locked(Record& record) noexcept;

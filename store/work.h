@@ -119,9 +119,10 @@ class StoreCore::Work {
 
   Few<std::shared_ptr<Resident>> dropped;
   Few<std::shared_ptr<DeviceStorage>> exhumed;
+  std::shared_ptr<HostCopy> of_system;  ///< whose end calls the driver
 
  private:
-  void run(const Orders& orders);
+  void run(Orders& orders);
 
   StoreCore& core_;
   std::optional<Orders> orders_;
