@@ -220,7 +220,7 @@ void StoreCore::sink_ahead() {
     std::lock_guard lock(mutex_);
     Bytes wanted = host_bytes_ - (host_budget_ - host_budget_ / 4);
     for (const DeviceTier& tier : tiers_)
-      if (tier.host_full) wanted = std::max(wanted, tier.host_wanted);
+      if (tier.host_full || tier.lifts_full) wanted = std::max(wanted, tier.host_wanted);
     sink_locked(wanted, work);
   }
   work.run();

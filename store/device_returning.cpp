@@ -168,6 +168,21 @@ void StoreCore::back_to_lower_locked(Record& record, Work& work) {
   detach_locked(record, work);
 }
 
+/// The budget is wanted for something else: what the disk brings up in advance counts in it, though none of the
+/// device's memory is taken yet, and a backward that stopped early never comes to take it.
+void StoreCore::put_off_lifts_locked(DeviceTier& tier, Work& work) {
+  if (!tier.link) return;
+  const auto& returning = tier.list(DeviceTier::Place::kReturning);
+  Resident* next = nullptr;
+  for (Resident* resident = returning.front(); resident != nullptr && tier.held() > tier.budget; resident = next) {
+    next = returning.next(*resident);
+    Record& record = *resident->records.front();
+    if (record.demanded_ || record.lower_.copying_in || record.lower_.returning) continue;
+    put_off_locked(record);
+    back_to_lower_locked(record, work);
+  }
+}
+
 /// For all that has come up from disk since: here is a caller, and so a stream to allocate on.
 void StoreCore::begin_copies_in_locked(DeviceTier& tier, const Caller& caller, Work& work) {
   const auto& returning = tier.list(DeviceTier::Place::kReturning);
@@ -285,11 +300,13 @@ void StoreCore::return_refused_locked(Record& record, const Failure& failure, Wo
 }
 
 void StoreCore::copy_in_done(Passage& passage, const Status& status) {
+  std::shared_ptr<HostCopy> of_system;  // ends without the lock: the driver is called
   {
     Work work(*this);
     std::lock_guard lock(mutex_);
     Record* record = std::exchange(passage.record, nullptr);
     settle_passage_locked(passage, record, work);
+    if (passage.memory && passage.memory->bytes_of_pool() == Bytes(0)) std::swap(of_system, passage.memory);
     passage.memory = nullptr;
     note_host_room_locked();
     if (record != nullptr) {
@@ -300,13 +317,11 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
         record->become(RecordState::kClean);
         place_locked(*record->resident_);
       } else if (record->state_ == RecordState::kReturning) {
-  std::shared_ptr<HostCopy> of_system;  // ends without the lock: the driver is called
         buried_.push_back(record->resident_->storage);
         if (!means_lost(status.failure().code)) {  // nor is the host copy
           return_refused_locked(*record, status.failure(), work);
         } else {
           record->lost_ = failed_device(*record, status.failure());
-    if (passage.memory && passage.memory->bytes_of_pool() == Bytes(0)) std::swap(of_system, passage.memory);
           record->become(RecordState::kLost);
           detach_locked(*record, work);
         }
@@ -338,8 +353,8 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                 "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                     " that comes back: lower host_budget"};
       } else {
-        note_host_full_locked(*record->tier_, record->packed_bytes(),
-                              /*short_of_memory=*/false);  // it did not try to grow
+        record->tier_->lifts_full = true;
+        record->tier_->host_wanted = record->packed_bytes();
         put_off_locked(*record);
       }
       if (record->state_ == RecordState::kReturning) back_to_lower_locked(*record, work);

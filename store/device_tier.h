@@ -54,6 +54,7 @@ class DeviceTier {
   bool host_full = false;         ///< host memory has refused a record, and nothing has gone from there since
   Bytes host_wanted;              ///< by that record
   bool host_short = false;        ///< for which the system had no memory, though host_budget had room
+  bool lifts_full = false;        ///< no room for what is fetched ahead, for which host memory does not grow
   std::chrono::steady_clock::time_point host_full_until;  ///< then it is asked again, whatever has gone
 
   std::atomic<bool> times{true};  ///< its events, as far as is known

@@ -24,6 +24,7 @@ constexpr std::chrono::seconds kAskAgainAfter{1};
 /// The reactive rule. Copies start early and memory is let go late, when the budget needs it: so the end of the forward
 /// is still in memory when the backward begins, and callers wait only where the disk is slower than the computation.
 void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
+  const auto within = [&] { return tier.held() <= tier.budget; };
   for (;;) {
     if (tier.link) pump();
     Work work(*this);
@@ -33,6 +34,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
     drop_redoable_locked(tier, tier.budget, work);
     begin_leaving_locked(tier, pass, work);
     drop_clean_locked(tier, tier.budget, work);
+    put_off_lifts_locked(tier, work);
     const bool over = tier.held() > tier.budget;
     if (over && tier.link && tier.host_full) sink_locked(tier.host_wanted, work);
     if (!work.empty()) {
@@ -45,13 +47,14 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       if (hasten(lock, tier)) continue;
       if (was_full && !tier.host_full) continue;  // the lock was let go of, and meanwhile something made room
       if (tier.host_full && sinking_ > Bytes(0)) {
-        wait(lock, pass, StallCause::kHostRoom, nullptr, [&] { return !tier.host_full || sinking_ == Bytes(0); });
+        wait(lock, pass, StallCause::kHostRoom, nullptr,
+             [&] { return within() || !tier.host_full || sinking_ == Bytes(0); });
         continue;
       }
       // The program is far ahead of the device: the disk has room, but not for what no copy has filled yet.
       if (tier.host_full && link_thread_ && copies_run_locked()) {
         wait(lock, pass, StallCause::kCopies, nullptr, [&, seen = copies_out_done_] {
-          return copies_out_done_ != seen || !tier.host_full || sinking_ > Bytes(0);
+          return within() || copies_out_done_ != seen || !tier.host_full || sinking_ > Bytes(0);
         });
         continue;
       }
@@ -59,14 +62,28 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       const Bytes coming_free = tier.host_full && link_thread_ ? host_coming_free_locked() : Bytes(0);
       if (coming_free > Bytes(0)) {
         wait(lock, pass, StallCause::kHostRoom, nullptr,
-             [&] { return !tier.host_full || host_coming_free_locked() < coming_free; });
+             [&] { return within() || !tier.host_full || host_coming_free_locked() < coming_free; });
         note_host_room_locked();
         continue;
       }
     } else if (over && !closed_ && tier.bytes(DeviceTier::Place::kLeaving) > Bytes(0)) {
       wait(lock, pass, StallCause::kRoom, nullptr, [&] {
-        return tier.held() <= tier.budget || pick_victim_locked(tier) != nullptr ||
-               tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
+        return within() || pick_victim_locked(tier) != nullptr || tier.bytes(DeviceTier::Place::kLeaving) == Bytes(0);
+      });
+      continue;
+    }
+    // Records died, and so does what the disk holds of them as their transfers end.
+    if (over && full_at_ && transfers_of_the_dead_ > 0 && (!tier.link || tier.host_full)) {
+      wait(lock, pass, StallCause::kRoom, nullptr,
+           [&, seen = transfers_of_the_dead_] { return within() || transfers_of_the_dead_ < seen; });
+      full_at_.reset();
+      continue;
+    }
+    // What is coming back may be let go of as soon as it is there.
+    const Bytes returning = tier.bytes(DeviceTier::Place::kReturning);
+    if (over && !closed_ && returning > Bytes(0) && (!tier.link || link_thread_)) {
+      wait(lock, pass, StallCause::kRoom, nullptr, [&] {
+        return within() || pick_victim_locked(tier) != nullptr || tier.bytes(DeviceTier::Place::kReturning) < returning;
       });
       continue;
     }
@@ -235,6 +252,7 @@ void StoreCore::begin_leaving_locked(DeviceTier& tier, Pass* pass, Work& work) {
 }
 
 void StoreCore::leave_locked(Resident& resident, Work& work) {
+  if (resident.shrunk()) return resident.tier->move(resident, DeviceTier::Place::kElsewhere);
   for (Record* record : resident.records) {
     if (record->state_ != RecordState::kResident || record->stays_) continue;
     if (auto alive = record->weak_from_this().lock()) {
@@ -252,7 +270,6 @@ void StoreCore::drop_clean_locked(DeviceTier& tier, Bytes target, Work& work) {
   using Place = DeviceTier::Place;
   for (Resident* resident = tier.list(Place::kClean).front(); resident != nullptr && resident->at_once && !closed_;
        resident = tier.list(Place::kClean).front()) {
-  if (resident.shrunk()) return resident.tier->move(resident, DeviceTier::Place::kElsewhere);
     if (resident->storage->references() > 1)
       tier.move(*resident, Place::kElsewhere);
     else
@@ -334,6 +351,7 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
     if (layout.middle == 0) {  // too small for the disk: the edges are all of it
       record->become(RecordState::kClean);
       place_locked(*record->resident_);
+      changed_.notify_all();
       return;
     }
     under_way_.emplace(record->id_, record.get());
@@ -350,6 +368,7 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
   } else {
     under_way_.erase(record->id_);
     write_failed_locked(*record, submitted.failure());
+    changed_.notify_all();
   }
 }
 
@@ -386,6 +405,7 @@ void StoreCore::note_write_error_locked(const Failure& failure) {
   else
     ++write_errors_;
   last_write_error_ = failure.message;
+  if (failure.code == FailureCode::kNoSpace && transfers_of_the_dead_ > 0) return;  // it will have room in a moment
   warn_once_locked("spill write", "a saved tensor could not be spilled and stays in memory: " + failure.message);
 }
 

@@ -178,7 +178,7 @@ void StoreCore::prefetch_locked(Pass& pass, DeviceTier& tier, const Caller& call
   // Whether there was room for it, if it wants any.
   const auto fetch = [&](Record& record) {
     if (record.tier_ != &tier || record.state_ != RecordState::kLower) return true;
-    const bool no_room = tier.link ? tier.host_full && !record.lower_.memory : staging_full_;
+    const bool no_room = tier.link ? (tier.host_full || tier.lifts_full) && !record.lower_.memory : staging_full_;
     if (no_room || closed_ || !room_for(record)) return false;
     begin_return_locked(record, caller, Urgency::kPrefetch, work);
     return true;

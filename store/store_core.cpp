@@ -311,7 +311,7 @@ void StoreCore::forget(Record& record) noexcept {
     if (record.label_ != nullptr) count_in(regions_[record.label_]).add(record.footprint_);
     if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
-    if (!under_way_.empty()) under_way_.erase(record.id_);
+    if (!under_way_.empty()) transfers_of_the_dead_ += static_cast<int64_t>(under_way_.erase(record.id_));
     if (record.transfer_) work.orders().cancelled.push_back(*record.transfer_);
     staging_full_ = false;
     if (!buried_.empty()) std::swap(work.exhumed, buried_);
@@ -339,7 +339,10 @@ void StoreCore::forget(Record& record) noexcept {
 
 Record* StoreCore::arrived_locked(uint64_t record_id) noexcept {
   const auto found = under_way_.find(record_id);
-  if (found == under_way_.end()) return nullptr;
+  if (found == under_way_.end()) {
+    --transfers_of_the_dead_;
+    return nullptr;
+  }
   Record* record = found->second;
   under_way_.erase(found);
   record->transfer_.reset();
@@ -389,10 +392,10 @@ DeviceTier::Place StoreCore::place_by_states(const Resident& resident) noexcept 
 void StoreCore::close() {
   refuse_packs();
   closed_ = true;
+  if (in_child_) return;  // what is under way comes home to the parent
   for (;;) {
     Work work(*this);
     {
-  if (in_child_) return;  // what is under way comes home to the parent
       std::unique_lock lock(mutex_);
       std::swap(work.exhumed, buried_);
       const auto under_way = [&] {

@@ -360,6 +360,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void begin_return_locked(Record& record, const Caller& caller, Urgency urgency, Work& work);
   void prefetch_locked(Pass& pass, DeviceTier& tier, const Caller& caller, Work& work);
   static void put_off_locked(Record& record) noexcept;
+  void put_off_lifts_locked(DeviceTier& tier, Work& work);
   static void unreserve_locked(Record& record) noexcept;
   void warm_up_locked(const Record& record) const noexcept;
   [[noreturn]] static void throw_lost(const Failure& why);
@@ -443,7 +444,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   // Records with a transfer under way, for its completion: an owning reference there could make an I/O thread the one
   // to end a record.
   std::unordered_map<uint64_t, Record*> under_way_;
-  int64_t below_ = 0;  // records in kLower
+  int64_t transfers_of_the_dead_ = 0;  // that were in there
+  int64_t below_ = 0;                  // records in kLower
   uint64_t next_record_ = 1;
   int64_t next_pass_ = 1;
   size_t longest_sequence_ = 0;  // of the passes that ended

@@ -56,10 +56,12 @@ EXEMPT = (
         "Waits for progress: what is waited for is looked at again in a loop, which without the wait would spin.",
         "store/leaving.cpp",
         (
-            "wait(lock, pass, StallCause::kHostRoom, nullptr, [&] { return !tier.host_full || sinking_ == Bytes(0); });",
+            "wait(lock, pass, StallCause::kHostRoom, nullptr,",
             "wait(lock, pass, StallCause::kCopies, nullptr, [&, seen = copies_out_done_] {",
             "wait(lock, pass, StallCause::kHostRoom, nullptr,",
             "wait(lock, pass, StallCause::kRoom, nullptr, [&] {",
+            "wait(lock, pass, StallCause::kRoom, nullptr, [&] {",
+            "wait(lock, pass, StallCause::kRoom, nullptr,",
             "wait(lock, pass, StallCause::kRoom, nullptr, [&] { return tier.some_at_once() || tier.leaving_at_once() == 0; });",
         ),
     ),

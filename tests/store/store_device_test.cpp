@@ -770,6 +770,32 @@ TEST_F(StoreDeviceTest, WhatCopiesOfTheDeadHoldIsWaitedForAndIsNoShortage) {
   }
 }
 
+/// What is fetched ahead fills the budget while a second pass packs: it can be let go of once it is there.
+TEST_F(StoreDeviceTest, WhatIsJustComingBackIsNoShortage) {
+  Options how = options(KiB(512), MiB(2), /*spills=*/false);
+  how.on_full = OnFull::kRaise;
+  core_ = StoreCore::open(how);
+  trainer_ = std::make_unique<DeviceTrainer>(*core_, ChaosOptions{.seed = 7, .pace = Pace::kLazy},
+                                             StoreCore::DeviceOptions{.own_thread = true});
+  forward(40);
+  ASSERT_TRUE(core_->task_began(*saved_.back().record, 1));
+  for (int i = 0; i < 8; ++i) {
+    (void)trainer_->use(saved_.back());
+    saved_.pop_back();
+  }
+  std::shared_ptr<Pass> second;
+  std::vector<DeviceTrainer::Saved> later;
+  for (uint64_t i = 0; i < 3; ++i) {
+    later.push_back(trainer_->save(second, 500 + i, kSize));
+    EXPECT_LE(core_->stats().device.bytes, KiB(512) + Bytes(kSize)) << i;
+  }
+  core_->scope_ended(second);
+  for (; !later.empty(); later.pop_back()) (void)trainer_->use(later.back());
+  second.reset();
+  backward();
+  expect_clean();
+}
+
 TEST_F(StoreDeviceTest, ProcessesOfAJobShareTheMachine) {
   Options automatic = options(Bytes(0));
   automatic.host_budget.reset();

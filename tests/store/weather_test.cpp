@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <memory>
@@ -14,6 +15,7 @@
 
 #include "tests/store/slow_disks.h"
 #include "tests/store/weather_training.h"
+#include "tests/support/eventually.h"
 #include "tests/support/sweep.h"
 
 namespace ebbtide::test {
@@ -138,6 +140,68 @@ TEST_P(Weather, AMixtureOfExperts) {
   const auto training = this->training(mixture_of_experts(random_));
   for (int step = 0; step < 24; ++step) training->step(mixture_of_experts(random_));
   training->end();
+}
+
+/// A backward that stops early leaves tensors on their way up from a slow disk, which nobody comes to take.
+TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
+  const TemporaryFolder folder("ebbtide-weather-lifted-");
+  const SlowDisks disks(100e6);
+  constexpr size_t kSize = 64 << 10;
+  Options options;
+  options.device_budget = MiB(4);
+  options.host_budget = MiB(2);
+  options.spill_to = {folder.path()};
+  options.min_bytes = KiB(4);
+  const auto core = StoreCore::open(options);
+  core->follow_plans(false);
+  DeviceTrainer trainer(*core, ChaosOptions{.seed = 7, .pace = Pace::kEager}, {.own_thread = true});
+  std::shared_ptr<Pass> pass, second;
+  std::vector<DeviceTrainer::Saved> saved, later;
+  for (uint64_t i = 0; i < 240; ++i) saved.push_back(trainer.save(pass, i, kSize));
+  core->scope_ended(pass);
+  ASSERT_TRUE(core->task_began(*saved.back().record, 1));
+  for (int i = 0; i < 130; ++i) {
+    (void)trainer.use(saved.back());
+    saved.pop_back();
+  }
+  core->task_ended(*pass, 1);
+  Bytes read(-1);
+  ASSERT_TRUE(eventually([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    return std::exchange(read, core->stats().disk_read.bytes) == core->stats().disk_read.bytes;
+  }));
+  for (uint64_t i = 0; i < 128; ++i) {
+    later.push_back(trainer.save(second, 500 + i, kSize));
+    ASSERT_LE(core->stats().device.bytes, MiB(4) + Bytes(kSize)) << i;
+  }
+  core->scope_ended(second);
+  for (; !later.empty(); later.pop_back()) (void)trainer.use(later.back());
+  for (; !saved.empty(); saved.pop_back()) (void)trainer.use(saved.back());
+  trainer.drain();
+  EXPECT_EQ(trainer.wrong(), 0);
+  EXPECT_THAT(trainer.device().races(), testing::IsEmpty());
+}
+
+/// A pass that ends early leaves a write under way, which fills the disk's budget a moment longer.
+TEST(SlowDisk, WhatTransfersOfTheDeadHoldOfItIsNoShortage) {
+  const TemporaryFolder folder("ebbtide-weather-dead-");
+  const SlowDisks disks(10e6);
+  Options options;
+  options.device_budget = MiB(2);
+  options.spill_budget = MiB(1);
+  options.host_budget = MiB(8);
+  options.spill_to = {folder.path()};
+  options.min_bytes = KiB(4);
+  options.on_full = OnFull::kRaise;
+  const auto core = StoreCore::open(options);
+  core->set_warning_handler([](const std::string&) {});  // what leaves early may find no room
+  for (const int tensors : {2, 3, 2, 3}) {
+    std::shared_ptr<Pass> pass;
+    std::vector<std::shared_ptr<Record>> records;
+    for (int i = 0; i < tensors; ++i) records.push_back(pack(*core, pass, Memory(1 << 20)));
+    core->scope_ended(pass);
+    EXPECT_LE(core->stats().device.bytes, MiB(2));
+  }
 }
 
 TEST_P(Weather, ALongPrefixInCommon) {
