@@ -130,7 +130,12 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
   if (row == nullptr || row->is_view || (row->costly && !costly)) return {};
   const RedoEnvironment environment(result.device());
   RecipeSearch search(*this, result, costly);
-  std::optional<Step> step = search.run();
+  std::optional<Step> step;
+  try {
+    step = search.run();
+  } catch (const std::exception&) {
+    // What reads an operand may fail, and a forward must not for want of a recipe.
+  }
   if (!step) return {};
   auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
   const bool rests_on_parameters = !recipe->parameters().empty();

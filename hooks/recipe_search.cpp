@@ -20,7 +20,7 @@ namespace gen = torch::autograd::generated;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 
-// torch has no accessor for either. An explicit instantiation may name a member that is not public, and a change of the
+// torch has no accessors for these. An explicit instantiation may name a member that is not public, and a change of the
 // member fails to compile.
 template <auto kMember>
 struct HooksOf {
@@ -30,6 +30,14 @@ struct HooksOf {
 };
 template struct HooksOf<&SavedVariable::hooks_>;
 const torch::autograd::SavedVariableHooks* hooks_in(const SavedVariable& variable);
+
+template <auto kMember>
+struct AbsenceOf {
+  friend bool was_absent(const SavedVariable& variable) { return variable.*kMember; }
+};
+template struct AbsenceOf<&SavedVariable::was_default_constructed_>;
+/// Not so of one that a backward has released.
+bool was_absent(const SavedVariable& variable);
 
 template <auto kMember>
 struct MutexOf {
@@ -88,12 +96,15 @@ class RecipeSearch::Level final : public Ingredients {
         return refuse();
     }
   }
-  void saved_or_none(const SavedVariable& variable) override {
+  void saved_only(const SavedVariable& variable) override {
     if (refused_) return;
     Operand operand;
-    const Found found = peek(variable, operand);
-    if (found == Found::kUnusable) return refuse();
+    if (peek(variable, operand) != Found::kYes) return refuse();
     take(std::move(operand));
+  }
+  void saved_or_none(const SavedVariable& variable) override {
+    if (!was_absent(variable)) return saved_only(variable);
+    if (!refused_) take({});
   }
   void input(size_t edge) override {
     if (refused_) return;

@@ -152,3 +152,24 @@ def test_what_runs_again_is_as_precise_as_it_was(redoing):
         assert_same_bits(gradient(redoing, enabled), gradient(contextlib.nullcontext(), enabled))
     assert redoing.stats()["recomputed_ops"]["mm"]["tensors"] == 2
     assert torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", ["layer", "group"])
+def test_a_norm_whose_node_a_backward_has_released_has_no_recipe(redoing, kind, affine):
+    """Its statistics are gone, and its input is not to be taken for them; nor is a weight that is gone one that was never there."""
+
+    def gradients(context):
+        torch.manual_seed(1)
+        trunk, aux, head = nn.Linear(256, 256), nn.Linear(256, 8), nn.Linear(256, 8)
+        norm = nn.LayerNorm(256, elementwise_affine=affine) if kind == "layer" else nn.GroupNorm(8, 256, affine=affine)
+        with context:
+            t = trunk(torch.randn(512, 256))
+            kept = aux(t).sum()  # keeps what the norm read
+            f = norm(t)
+            f.mean().backward()
+            loss = head(f).pow(2).sum() + 0 * kept.detach()
+        return torch.autograd.grad(loss, tuple(head.parameters()))
+
+    for _ in range(2):
+        assert_same_bits(gradients(redoing), gradients(contextlib.nullcontext()))
