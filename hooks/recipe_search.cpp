@@ -1,8 +1,8 @@
+#include <ebbtide/hooks/arithmetic.h>
 #include <ebbtide/hooks/pass_through.h>
 #include <ebbtide/hooks/recipe_search.h>
 #include <ebbtide/hooks/saved_tensor.h>
 
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
@@ -177,6 +177,8 @@ class RecipeSearch::Level final : public Ingredients {
     }
     const auto* saved = dynamic_cast<const SavedTensor*>(hooks);
     if (saved == nullptr || !saved->unchanged()) return Found::kUnusable;
+    // A redo runs under the arithmetic of now, the op ran under that.
+    if (saved->arithmetic() != search_.arithmetic_) return Found::kUnusable;
     if (saved->record()) {
       operand = saved->operand();
       return Found::kYes;
@@ -269,11 +271,14 @@ class RecipeSearch::Level final : public Ingredients {
 };
 
 RecipeSearch::RecipeSearch(const RecipeBook& book, const at::Tensor& result, bool costly)
-    : book_(book), result_(result), costly_(costly), copies_left_(static_cast<int64_t>(result.nbytes()) / 16) {}
+    : book_(book),
+      result_(result),
+      costly_(costly),
+      arithmetic_(arithmetic_now(result.device().is_cpu())),
+      copies_left_(static_cast<int64_t>(result.nbytes()) / 16) {}
 
 std::optional<Step> RecipeSearch::run() {
-  const int threads = at::get_num_threads();
-  site_.assign(reinterpret_cast<const char*>(&threads), sizeof threads);
+  site_.assign(reinterpret_cast<const char*>(&arithmetic_), sizeof arithmetic_);
   const auto strides = result_.strides();
   site_.append(reinterpret_cast<const char*>(strides.data()), strides.size() * sizeof(int64_t));
   const auto node = result_.grad_fn();
