@@ -92,8 +92,8 @@ class EBBTIDE_API RunnableRecipe : public Recipe {
 
 /// A step whose result is a whole storage.
 /// Bits: kernels round by their arithmetic and by strides. The first is set for the redo, and what does not come out with
-/// the strides of the tensor that was saved is an error. So is, in host memory, what was made of parameters and
-/// has another fingerprint: torch does not see writes through .data.
+/// the strides of the tensor that was saved is an error. So is, in host memory, what has another fingerprint: torch does
+/// not see writes through .data or .numpy(), before a result is saved or to what it is made from.
 class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
  public:
   /// `result`: the tensor that the op made, which fills its storage from the first byte; `origin` as
@@ -111,8 +111,10 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
   /// On trial no more: an optimizer changes what it reads.
   void retire() const noexcept { retired_ = true; }
   bool retired() const noexcept { return retired_; }
-  /// What a redo must make from now on. REQUIRES: host memory; the recipe is not shared yet.
-  void expect(const c10::Storage& made);
+  enum class Fingerprint : uint8_t { kNone, kSample, kAll };
+  /// What a redo must make from now on, by all its bytes or by some that lie all over it, which costs a microsecond at
+  /// most. REQUIRES: host memory; the recipe is not shared yet.
+  void expect(const c10::Storage& made, Fingerprint by);
   /// What the parameters must hold from now on. REQUIRES: host memory; the recipe is not shared yet.
   void expect_parameters() { expected_parameters_ = fingerprint_of_parameters(); }
   /// Whether they do, and nobody has written to its other inputs either; none where nothing was expected of them.
@@ -133,7 +135,8 @@ class EBBTIDE_API TorchRecipe final : public RunnableRecipe {
   const Arithmetic arithmetic_;
   const bool cheap_;
   std::optional<double> seconds_;
-  std::optional<uint64_t> expected_;  // of the bytes
+  Fingerprint expected_by_ = Fingerprint::kNone;
+  uint64_t expected_ = 0;
   std::optional<uint64_t> expected_parameters_;
   mutable std::atomic<bool> retired_{false};
 };

@@ -1,3 +1,4 @@
+#include <ebbtide/hooks/collective_marks.h>
 #include <ebbtide/hooks/pass_through.h>
 #include <ebbtide/hooks/recipe_book.h>
 #include <ebbtide/hooks/recipe_search.h>
@@ -5,19 +6,38 @@
 #include <ebbtide/hooks/redo_environment.h>
 #include <ebbtide/hooks/two_values.h>
 
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ne.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <string_view>
+#include <typeinfo>
 #include <unordered_set>
 #include <utility>
 
 namespace ebbtide {
 namespace {
+
+/// Whether ops of torch's own lead from a view to its base. A Function of the program may have written to the base before
+/// it returned the view, through a kernel that torch does not see.
+bool same_values(const at::Tensor& view, const at::Tensor& base) {
+  const auto made_by = base.grad_fn();
+  const auto last = view.grad_fn();
+  const torch::autograd::Node* node = last.get();
+  for (int views = 0; made_by && node != nullptr && views < 16; ++views) {
+    if (node == made_by.get()) return true;
+    if (!std::string_view(typeid(*node).name()).starts_with("N5torch8autograd9generated") || node->num_outputs() == 0)
+      return false;
+    node = node->next_edge(0).function.get();
+  }
+  return false;
+}
 
 /// The op's result that fills the storage of what was packed (a matmul's operand is a view of it, nearly always);
 /// undefined where there is none. An in-place op has overwritten what it read: version 0 alone is an op's result.
@@ -26,6 +46,8 @@ at::Tensor result_behind(const RecipeBook::Packed& packed) {
   const at::Tensor result = packed.tensor.is_view() ? at::Tensor(packed.tensor._base()) : packed.tensor;
   if (!result.grad_fn() || result.output_nr() != 0 || !is_plain(result)) return {};
   if (result.is_complex() || result.is_conj() || result.is_neg()) return {};
+  if (packed.tensor.is_view() && !same_values(packed.tensor, result)) return {};
+  if (given_to_collective(result.storage())) return {};
   if (result.storage_offset() != 0 || !result.is_non_overlapping_and_dense() ||
       result.nbytes() != result.storage().nbytes())
     return {};
@@ -38,6 +60,11 @@ EventPtr timed_event(Device& device, StreamId stream) {
   return event.ok() ? std::move(event).value() : nullptr;
 }
 
+/// The type of integers of this size.
+at::ScalarType integer_of(size_t bytes) {
+  return bytes == 1 ? at::kByte : bytes == 2 ? at::kShort : bytes == 4 ? at::kInt : at::kLong;
+}
+
 /// All that is in the storage, in a row.
 at::Tensor all_of(const c10::Storage& storage, at::ScalarType dtype) {
   const auto count = static_cast<int64_t>(storage.nbytes() / c10::elementSize(dtype));
@@ -45,6 +72,11 @@ at::Tensor all_of(const c10::Storage& storage, at::ScalarType dtype) {
 }
 
 }  // namespace
+
+RecipeBook::RecipeBook(StoreCore& core, const ParameterRegistry& parameters)
+    : parameters_(parameters), cache_(std::make_shared<RedoCache>(core)) {
+  mark_what_collectives_are_given();
+}
 
 std::optional<Operand> RecipeBook::find(const ResultId& result) const {
   std::lock_guard lock(mutex_);
@@ -58,6 +90,8 @@ std::optional<Operand> RecipeBook::find(const ResultId& result) const {
 
 /// REQUIRES: version 0, with a counter.
 void RecipeBook::note(const Packed& packed) {
+  // It may hold something else than its node made.
+  if (given_to_collective(packed.tensor.storage())) return;
   const auto enter = [&](const at::Tensor& tensor, const ViewOfStorage& view) {
     if (const auto& node = tensor.grad_fn())
       holders_.insert_or_assign(ResultId::of(*node, tensor.output_nr()),
@@ -69,7 +103,8 @@ void RecipeBook::note(const Packed& packed) {
     const at::Tensor base(packed.tensor._base());
     ViewOfStorage whole(base);
     whole.shift(packed.origin);
-    if (packed.view.begin() <= whole.begin() && whole.end() <= packed.view.end()) enter(base, whole);
+    if (packed.view.begin() <= whole.begin() && whole.end() <= packed.view.end() && same_values(packed.tensor, base))
+      enter(base, whole);
   }
   if (holders_.size() < prune_at_) return;
   std::erase_if(holders_, [](const auto& entry) { return entry.second.record.expired(); });
@@ -95,7 +130,12 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
   if (row == nullptr || row->is_view || (row->costly && !costly)) return {};
   const RedoEnvironment environment(result.device());
   RecipeSearch search(*this, result, costly);
-  std::optional<Step> step = search.run();
+  std::optional<Step> step;
+  try {
+    step = search.run();
+  } catch (const std::exception&) {
+    // What reads an operand may fail, and a forward must not for want of a recipe.
+  }
   if (!step) return {};
   auto recipe = std::make_shared<TorchRecipe>(std::move(*step), result, packed.origin, cache_);
   const bool rests_on_parameters = !recipe->parameters().empty();
@@ -104,7 +144,10 @@ RecipeBook::Found RecipeBook::of_op(StoreCore& core, const Packed& packed, bool 
   const bool taken_on_trust = !search.sound() && !recipe->cheap() && trust_.possible();
   if (judge(core, packed, result, *recipe, search.site(), !search.sound() && !taken_on_trust) != Verdict::kEqual)
     return {};
-  if (result.device().is_cpu() && (rests_on_parameters || !recipe->cheap())) recipe->expect(result.storage());
+  // The sample is for writes that torch did not count, to the result before it was saved too: nothing tells of those.
+  if (result.device().is_cpu())
+    recipe->expect(result.storage(), rests_on_parameters || !recipe->cheap() ? TorchRecipe::Fingerprint::kAll
+                                                                             : TorchRecipe::Fingerprint::kSample);
   if (rests_on_parameters) watch(packed, recipe);
   const bool on_trial = (rests_on_parameters || taken_on_trust) && !trust_.earned();
   // That a site gives the same bits again one of its ops shows; of the others the parameters alone may change.
@@ -165,7 +208,7 @@ void RecipeBook::try_out(StoreCore& core, const TorchRecipe& recipe, const c10::
     const at::Tensor kept_bytes = all_of(kept, at::kByte);  // of the storage that was saved, what views touch
     const at::Tensor made_bytes =
         all_of(made->storage(), at::kByte).narrow(0, (origin - recipe.begin()).count(), kept_bytes.numel());
-    if (auto pending = compare_on_device(device, stream, made_bytes, kept_bytes)) {
+    if (auto pending = compare_on_device(device, stream, made_bytes, kept_bytes, kept_bytes)) {
       std::lock_guard lock(mutex_);
       trials_.push_back({step, std::move(*pending), recipe.op()});
     }  // else the step proves nothing
@@ -232,6 +275,8 @@ void RecipeBook::before_change(StoreCore& core, std::span<const at::Tensor> para
 }
 
 /// `every_time`: that it was equal at this site before says nothing.
+/// Nor does it say anything that a result of one or two values is equal: a gate that is zero at first makes zeros, which a
+/// write that torch does not count may leave as they are, and which come out of ways to compute that differ elsewhere.
 RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, const at::Tensor& result,
                                       TorchRecipe& recipe, const std::string& site, bool every_time) {
   const bool on_host = result.device().is_cpu();
@@ -245,6 +290,7 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
     if (known.verdict == Verdict::kEqual && !every_time) return Verdict::kEqual;
     pending = known.pending;
   }
+  if (on_host && !every_time && as_bits(all_of(result.storage(), result.scalar_type()))) return Verdict::kNotYet;
   Verdict verdict = Verdict::kUnequal;
   std::optional<double> seconds;
   try {
@@ -252,6 +298,11 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
       verdict = pending->look();
       if (verdict == Verdict::kNotYet) return verdict;
       seconds = pending->seconds();
+      if (verdict == Verdict::kEqual && !pending->tells()) {
+        std::lock_guard lock(mutex_);
+        sites_[site].pending.reset();
+        return Verdict::kNotYet;
+      }
     } else {
       RedoTimer timer;
       const auto time = [&] { return on_host ? nullptr : timed_event(*packed.device, packed.stream); };
@@ -263,7 +314,7 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
       const bool as_long = made->storage().nbytes() == saved.nbytes();
       if (as_long && !on_host) {
         auto asked = compare_on_device(packed.device, packed.stream, all_of(made->storage(), at::kByte),
-                                       all_of(saved, at::kByte));
+                                       all_of(saved, at::kByte), all_of(saved, integer_of(result.element_size())));
         if (!asked) return Verdict::kNotYet;  // the next pack here asks anew
         asked->began = std::move(began);
         asked->ended = std::move(ended);
@@ -279,7 +330,7 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
   if (verdict == Verdict::kUnequal) core.note_unequal_redo(recipe.op());
   std::lock_guard lock(mutex_);
   Site& known = sites_[site];
-  known.verdict = verdict;
+  if (!every_time || verdict == Verdict::kUnequal) known.verdict = verdict;
   known.pending.reset();
   known.seconds = seconds;
   recipe.takes(seconds);
@@ -289,20 +340,23 @@ RecipeBook::Verdict RecipeBook::judge(StoreCore& core, const Packed& packed, con
 /// Enqueued on `stream`, the answer's way to the host too: it is read once that has passed, and nobody waits. None where
 /// the device has no event to give now.
 std::optional<RecipeBook::Pending> RecipeBook::compare_on_device(const std::shared_ptr<Device>& device, StreamId stream,
-                                                                 const at::Tensor& made, const at::Tensor& saved) {
-  const at::Tensor differs = at::any(at::ne(made, saved));
+                                                                 const at::Tensor& made, const at::Tensor& saved,
+                                                                 const at::Tensor& values) {
+  const auto [least, most] = at::aminmax(values);
+  const at::Tensor third = at::any(at::ne(values, least).logical_and_(at::ne(values, most)));
+  const at::Tensor answers = at::stack({at::any(at::ne(made, saved)), third});
   // A copy to memory that is not pinned would wait; only CUDA has torch pin memory.
-  const at::Tensor on_host = at::empty({}, at::TensorOptions().dtype(at::kBool).pinned_memory(differs.is_cuda()));
-  on_host.copy_(differs, /*non_blocking=*/true);
+  const at::Tensor on_host = at::empty({2}, at::TensorOptions().dtype(at::kBool).pinned_memory(answers.is_cuda()));
+  on_host.copy_(answers, /*non_blocking=*/true);
   Result<EventPtr> compared = device->record(stream);
   if (!compared.ok()) return std::nullopt;
-  return Pending{.differs = on_host, .device = device, .compared = std::move(compared).value()};
+  return Pending{.answers = on_host, .device = device, .compared = std::move(compared).value()};
 }
 
 RecipeBook::Verdict RecipeBook::Pending::look() const {
   const Result<bool> passed = device->passed(compared);
   if (passed.ok() && !passed.value()) return Verdict::kNotYet;
-  return passed.ok() && !*differs.const_data_ptr<bool>() ? Verdict::kEqual : Verdict::kUnequal;
+  return passed.ok() && !answers.const_data_ptr<bool>()[0] ? Verdict::kEqual : Verdict::kUnequal;
 }
 
 std::optional<double> RecipeBook::Pending::seconds() const {

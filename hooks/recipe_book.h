@@ -33,8 +33,7 @@ class RecipeBook {
  public:
   /// `core`: of the store that keeps it. `parameters`: those that recipes may read, and whose changes are announced. Lives
   /// as long.
-  RecipeBook(StoreCore& core, const ParameterRegistry& parameters)
-      : parameters_(parameters), cache_(std::make_shared<RedoCache>(core)) {}
+  RecipeBook(StoreCore& core, const ParameterRegistry& parameters);
 
   struct Packed {
     const at::Tensor& tensor;
@@ -82,12 +81,13 @@ class RecipeBook {
   enum class Verdict { kEqual, kUnequal, kNotYet };
   /// A comparison that a device was asked for.
   struct Pending {
-    at::Tensor differs;  // of host memory, to be read after `compared`
+    at::Tensor answers;  // whether bytes differ, whether values tell; of host memory, to be read after `compared`
     std::shared_ptr<Device> device;
     EventPtr compared;
     EventPtr began, ended;  // around the redo; null where the device times nothing
 
     Verdict look() const;
+    bool tells() const { return answers.const_data_ptr<bool>()[1]; }  // REQUIRES: look() gave a verdict
     std::optional<double> seconds() const;
   };
   struct Trial {
@@ -124,7 +124,8 @@ class RecipeBook {
                 const std::string& site, bool every_time);
   bool first_on_trial(const std::string& site);
   static std::optional<Pending> compare_on_device(const std::shared_ptr<Device>& device, StreamId stream,
-                                                  const at::Tensor& made, const at::Tensor& saved);
+                                                  const at::Tensor& made, const at::Tensor& saved,
+                                                  const at::Tensor& values);
   void look_at_trials(StoreCore& core);
 
   static constexpr size_t kLeastToPrune = 1024;

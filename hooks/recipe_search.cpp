@@ -1,8 +1,8 @@
+#include <ebbtide/hooks/arithmetic.h>
 #include <ebbtide/hooks/pass_through.h>
 #include <ebbtide/hooks/recipe_search.h>
 #include <ebbtide/hooks/saved_tensor.h>
 
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
@@ -20,7 +20,7 @@ namespace gen = torch::autograd::generated;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 
-// torch has no accessor for either. An explicit instantiation may name a member that is not public, and a change of the
+// torch has no accessors for these. An explicit instantiation may name a member that is not public, and a change of the
 // member fails to compile.
 template <auto kMember>
 struct HooksOf {
@@ -30,6 +30,14 @@ struct HooksOf {
 };
 template struct HooksOf<&SavedVariable::hooks_>;
 const torch::autograd::SavedVariableHooks* hooks_in(const SavedVariable& variable);
+
+template <auto kMember>
+struct AbsenceOf {
+  friend bool was_absent(const SavedVariable& variable) { return variable.*kMember; }
+};
+template struct AbsenceOf<&SavedVariable::was_default_constructed_>;
+/// Not so of one that a backward has released.
+bool was_absent(const SavedVariable& variable);
 
 template <auto kMember>
 struct MutexOf {
@@ -88,12 +96,15 @@ class RecipeSearch::Level final : public Ingredients {
         return refuse();
     }
   }
-  void saved_or_none(const SavedVariable& variable) override {
+  void saved_only(const SavedVariable& variable) override {
     if (refused_) return;
     Operand operand;
-    const Found found = peek(variable, operand);
-    if (found == Found::kUnusable) return refuse();
+    if (peek(variable, operand) != Found::kYes) return refuse();
     take(std::move(operand));
+  }
+  void saved_or_none(const SavedVariable& variable) override {
+    if (!was_absent(variable)) return saved_only(variable);
+    if (!refused_) take({});
   }
   void input(size_t edge) override {
     if (refused_) return;
@@ -166,6 +177,8 @@ class RecipeSearch::Level final : public Ingredients {
     }
     const auto* saved = dynamic_cast<const SavedTensor*>(hooks);
     if (saved == nullptr || !saved->unchanged()) return Found::kUnusable;
+    // A redo runs under the arithmetic of now, the op ran under that.
+    if (saved->arithmetic() != search_.arithmetic_) return Found::kUnusable;
     if (saved->record()) {
       operand = saved->operand();
       return Found::kYes;
@@ -258,11 +271,14 @@ class RecipeSearch::Level final : public Ingredients {
 };
 
 RecipeSearch::RecipeSearch(const RecipeBook& book, const at::Tensor& result, bool costly)
-    : book_(book), result_(result), costly_(costly), copies_left_(static_cast<int64_t>(result.nbytes()) / 16) {}
+    : book_(book),
+      result_(result),
+      costly_(costly),
+      arithmetic_(arithmetic_now(result.device().is_cpu())),
+      copies_left_(static_cast<int64_t>(result.nbytes()) / 16) {}
 
 std::optional<Step> RecipeSearch::run() {
-  const int threads = at::get_num_threads();
-  site_.assign(reinterpret_cast<const char*>(&threads), sizeof threads);
+  site_.assign(reinterpret_cast<const char*>(&arithmetic_), sizeof arithmetic_);
   const auto strides = result_.strides();
   site_.append(reinterpret_cast<const char*>(strides.data()), strides.size() * sizeof(int64_t));
   const auto node = result_.grad_fn();

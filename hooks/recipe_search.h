@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,7 +24,7 @@ class RecipeSearch {
 
   std::optional<Step> run();
 
-  /// After run(): all that the bits may rest on but the values, as bytes: ops, scalars, geometry, threads.
+  /// After run(): all that the bits may rest on but the values, as bytes: ops, scalars, geometry, arithmetic.
   const std::string& site() const noexcept { return site_; }
   /// After run(): whether all that is read is known to be what the op read. Not so for a result that nobody saved,
   /// which may have been written to between two ops, nor for a parameter that no node saved.
@@ -39,6 +40,7 @@ class RecipeSearch {
   const RecipeBook& book_;
   const at::Tensor& result_;
   const bool costly_;
+  const uint64_t arithmetic_;
   Bytes copies_left_;  // of operands that are no records: of little use, were they as large as the result
   std::string site_;
   bool sound_ = true;

@@ -164,7 +164,7 @@ std::optional<double> eps_of_group_norm(NodeType& node, In& in, const std::vecto
   } else {  // torch's newest versions need it for no gradient, so keep it nowhere
     const std::optional<double> told = in.layer_norm_eps(node.weight_);
     if (!in.device().is_cpu()) return told;
-    in.saved(node.result2_, 0);  // the reciprocal deviations
+    in.saved_only(node.result2_);  // the reciprocal deviations
     if (told) return told;
     return group_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape[1], shape[2], node.group);
   }
@@ -233,7 +233,7 @@ const std::vector<TypedRow>& table() {
         std::vector<int64_t> shape = numbers(node.normalized_shape, in);
         std::optional<double> eps = in.layer_norm_eps(node.weight_);
         if (in.device().is_cpu()) {  // else its memory is not to be waited for
-          in.saved(node.result2_, 0);  // the reciprocal deviations
+          in.saved_only(node.result2_);  // the reciprocal deviations
           if (!eps) eps = layer_norm_eps(in.value(0), in.value(1), in.value(2), in.value(3), shape);
         }
         if (!eps) in.refuse();
@@ -255,7 +255,7 @@ const std::vector<TypedRow>& table() {
       }>("group_norm"),
       row<gen::NativeDropoutBackward0, [](gen::NativeDropoutBackward0& node, In& in) -> Redo {
         in.input(0);
-        in.saved(node.result1_, 0);
+        in.saved_only(node.result1_);
         const double p = in.scalar(node.p);
         return [scale = p == 1 ? 0.0 : 1.0 / (1.0 - p)](Values v) {
           return at::mul(v[0], at::mul(v[1].to(v[0].scalar_type()), scale));

@@ -26,6 +26,8 @@ class Ingredients {
   /// An operand that the node saved, or, since some are saved only where a gradient wants them, the one that its edge
   /// leads to.
   virtual void saved(const torch::autograd::SavedVariable& variable, size_t edge) = 0;
+  /// What no edge leads to, as it is no input: a result of the node's own, or what it drew.
+  virtual void saved_only(const torch::autograd::SavedVariable& variable) = 0;
   /// An optional one: where it is absent the redo gets an undefined tensor. Its edge is not followed.
   virtual void saved_or_none(const torch::autograd::SavedVariable& variable) = 0;
   /// One that the node did not save: found if it was saved by another node, and not written to since.

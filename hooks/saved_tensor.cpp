@@ -1,3 +1,4 @@
+#include <ebbtide/hooks/arithmetic.h>
 #include <ebbtide/hooks/engine.h>
 #include <ebbtide/hooks/error_translation.h>
 #include <ebbtide/hooks/pass_through.h>
@@ -87,6 +88,7 @@ void SavedTensor::call_pack_hook(const at::Tensor& tensor) {
   if (in_forked_child()) return pass_through(tensor);  // by Python's own hooks: the engine gives none of ours there
   if (tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) && pack_apart(tensor, scope)) return;
   const bool on_host = tensor.device().is_cpu();
+  arithmetic_ = arithmetic_now(on_host);
   HooksOfStore& hooks = scope.hooks();
   Accelerators::Served served;
   StreamId stream = kHostStream;

@@ -48,6 +48,8 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   Operand operand() const;
   /// Whether nobody has written to the tensor since it was saved.
   bool unchanged() const noexcept { return version_.unchanged(); }
+  /// As arithmetic_now() when it was saved, which is when the op ran that saved it.
+  uint64_t arithmetic() const noexcept { return arithmetic_; }
 
  private:
   struct Apart;
@@ -66,6 +68,7 @@ class EBBTIDE_API SavedTensor final : public torch::autograd::SavedVariableHooks
   ViewOfStorage view_;
   std::shared_ptr<const TorchRecipe> trial_;  // kept bytes are compared with what it makes, once
   SavedVersion version_;
+  uint64_t arithmetic_ = 0;
   Recipes recipes_;
 };
 

@@ -1,6 +1,7 @@
 // What programs do with graphs on accelerators: interleave them, keep them, drop them, break them off; on two devices and
 // from two threads.
 #include <ebbtide/hooks/checkpoint.h>
+#include <ebbtide/store/store_core.h>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/rand.h>
@@ -82,6 +83,26 @@ TEST(AcceleratorTest, ARegionRunsAgainWithTheRandomNumbersOfItsDevice) {
         return Tensors{x.grad().cpu(), at::rand({4}, own, at::TensorOptions(at::kFloat))};
       },
       {Bytes(0)});
+}
+
+// A gate that is zero at first: a write that torch does not count leaves its zeros as they are, and is seen in later steps.
+TEST(AcceleratorTest, OfZerosNoSiteIsJudged) {
+  const auto body = [](SimAccelerator&, Store* store) {
+    if (store != nullptr) store->core()->follow_plans(false);
+    Tensors all;
+    for (int step = 0; step < 6; ++step) {
+      const at::Tensor x = device_leaf(1), gate = device_leaf(2), z = device_leaf(3);
+      const at::Tensor loss = under(store, [&] {
+        const at::Tensor y = (x * 2) * (gate * (step < 3 ? 0 : 1));
+        y.variable_data().mul_(3);
+        return (y * z).sum();
+      });
+      for (const at::Tensor& grad : torch::autograd::grad({loss}, {x, gate, z}))
+        all.push_back(grad.cpu());  // waits: what was compared is known in the next step
+    }
+    return all;
+  };
+  expect_same_as_plain(body, {Bytes(0)});
 }
 
 TEST(AcceleratorTest, RetainedGraph) {

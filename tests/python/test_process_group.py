@@ -9,7 +9,7 @@ import ebbtide
 
 # What all of them need. A process that hangs is ended by its alarm, which fails the test.
 BEGIN = """
-import logging, os, signal, sys, time
+import contextlib, logging, os, signal, sys, time
 import torch, torch.distributed as dist, torch.multiprocessing as mp
 import ebbtide
 
@@ -192,6 +192,55 @@ def gone(keys):
 if __name__ == "__main__":
     start(work, 2, sys.argv[1])
 """
+
+
+SUMMED_IN_PLACE = """
+class Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        dist.all_reduce(y)  # torch counts no version
+        return y
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+def in_place(y):
+    dist.all_reduce(y)
+    return y
+
+def work(rank, world, folder):
+    begin(rank, folder, world)
+    store = ebbtide.Store(device_budget=0, spill_to=folder, min_bytes=4096)
+    store._store.follow_plans(False)
+    def gradients(summed, scope):
+        torch.manual_seed(rank)
+        x, gate, weight = (torch.randn(*shape, requires_grad=True) for shape in ((512, 64), (64,), (64, 64)))
+        def loss():
+            return (summed(x.sin() * gate) @ weight).sum()
+        with scope:
+            made = loss()
+        return torch.autograd.grad(made, (weight, gate, x))
+    gradients(lambda y: y, store)  # what the product makes is made again
+    redone = store.stats()["recomputed_ops"]["mul"]["tensors"]
+    for summed in (Summed.apply, in_place):
+        for _ in range(2):
+            expected = gradients(summed, contextlib.nullcontext())
+            for a, b in zip(gradients(summed, store), expected):
+                assert torch.equal(a, b)
+    assert store.stats()["recomputed_ops"]["mul"]["tensors"] == redone
+    assert store.stats()["unequal_redos"] == {}
+    dist.barrier()
+    store.close()
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    start(work, 2, sys.argv[1])
+"""
+
+
+def test_what_processes_sum_in_place_is_not_made_by_the_op_before(several):
+    several(SUMMED_IN_PLACE)
+
 
 
 def test_when_the_one_that_holds_the_keys_is_gone_the_others_go_on(several):

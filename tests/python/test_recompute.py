@@ -113,6 +113,7 @@ def test_denormals_are_flushed_again_where_the_forward_flushed_them(redoing):
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot flush denormals")
     small = [torch.rand(4096, generator=torch.Generator().manual_seed(seed)) * scale for seed, scale in ((0, 1e-30), (1, 1e-10))]
+    small[0][::2] *= 1e10  # of zeros alone no site is judged
     a, b = (tensor.requires_grad_() for tensor in small)
     z = torch.ones(4096, requires_grad=True)
 
@@ -151,3 +152,75 @@ def test_what_runs_again_is_as_precise_as_it_was(redoing):
         assert_same_bits(gradient(redoing, enabled), gradient(contextlib.nullcontext(), enabled))
     assert redoing.stats()["recomputed_ops"]["mm"]["tensors"] == 2
     assert torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", ["layer", "group"])
+def test_a_norm_whose_node_a_backward_has_released_has_no_recipe(redoing, kind, affine):
+    """Its statistics are gone, and its input is not to be taken for them; nor is a weight that is gone one that was never there."""
+
+    def gradients(context):
+        torch.manual_seed(1)
+        trunk, aux, head = nn.Linear(256, 256), nn.Linear(256, 8), nn.Linear(256, 8)
+        norm = nn.LayerNorm(256, elementwise_affine=affine) if kind == "layer" else nn.GroupNorm(8, 256, affine=affine)
+        with context:
+            t = trunk(torch.randn(512, 256))
+            kept = aux(t).sum()  # keeps what the norm read
+            f = norm(t)
+            f.mean().backward()
+            loss = head(f).pow(2).sum() + 0 * kept.detach()
+        return torch.autograd.grad(loss, tuple(head.parameters()))
+
+    for _ in range(2):
+        assert_same_bits(gradients(redoing), gradients(contextlib.nullcontext()))
+
+
+def test_an_op_under_another_arithmetic_than_what_saves_its_result_is_not_run_again(redoing):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    z = torch.ones(4096, requires_grad=True)
+
+    def gradient(context, scale, flush):
+        small = [torch.rand(4096, generator=torch.Generator().manual_seed(seed)) * scale for seed, scale in ((0, scale), (1, 1e-10))]
+        small[0][::2] += 1  # products of these are no denormals
+        a, b = (tensor.requires_grad_() for tensor in small)
+
+        def product():
+            left, right = a * 1, b * 1
+            torch.set_flush_denormal(flush)
+            try:
+                return left * right
+            finally:
+                torch.set_flush_denormal(False)
+
+        with context:
+            y = (product() * z).sum()
+        return torch.autograd.grad(y, z)
+
+    for scale, flush in ((1.0, False), (1.0, True), (1e-30, True)):
+        assert_same_bits(gradient(redoing, scale, flush), gradient(contextlib.nullcontext(), scale, flush))
+    assert redoing.stats()["recomputed_ops"]["mul"]["tensors"] == 1
+
+
+def test_a_matmul_without_onednn_before_what_saves_its_result_with_it_is_not_run_again(redoing):
+    redoing._store.use_costly_recipes(True)
+
+    def gradient(context, enabled):
+        a, b = (torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (0, 1))
+        z = torch.ones(512, 512, requires_grad=True)
+
+        def product():
+            left, right = a * 1.0, b * 1.0
+            torch._C._set_mkldnn_enabled(enabled)
+            try:
+                return torch.mm(left, right)
+            finally:
+                torch._C._set_mkldnn_enabled(True)
+
+        with context:
+            y = (product() * z).sum()
+        return torch.autograd.grad(y, z)
+
+    for enabled in (True, False):
+        assert_same_bits(gradient(redoing, enabled), gradient(contextlib.nullcontext(), enabled))
+    assert redoing.stats()["recomputed_ops"]["mm"]["tensors"] == 1
