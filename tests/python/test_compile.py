@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import ebbtide
 from support import SIZE, assert_as_plain, assert_same_bits, build, leaf
 
 
@@ -102,6 +103,39 @@ def test_graph_breaks_and_shapes_that_change(store):
         return seen
 
     assert_as_plain(store, run)
+
+
+class Regions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = ebbtide.checkpoint(block, x)
+        return x
+
+
+@pytest.mark.parametrize("inner", ["eager", "compiled"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_regions_in_what_is_compiled(store, backend, inner):
+    """Their functions run alike in the forward and in the backward, where dynamo is not there: as they are, or compiled by themselves."""
+
+    def run(scope, compiled=True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model, x = Regions(), torch.randn(64, 64)
+        if inner == "compiled":
+            for block in model.blocks:
+                block.compile(backend=backend)
+        return gradients(torch.compile(model, backend=backend) if compiled else model, x, scope)
+
+    reference = run(torch.enable_grad(), compiled=False)
+    assert_same_bits(run(torch.enable_grad()), reference)
+    assert_same_bits(run(store), reference)
+    assert store.stats()["saved"]["tensors"] > 0
 
 
 def test_a_kept_graph(store):

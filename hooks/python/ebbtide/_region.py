@@ -13,12 +13,14 @@ from . import _ebbtide
 from ._errors import ConfigError
 
 
+@torch._disable_dynamo  # as torch's own; `torch.compiler.disable` would import dynamo here, which takes a second
 def checkpoint(fn, *args, **kwargs):
     """Returns `fn(*args, **kwargs)`, whose insides need not be kept for the backward.
 
     Without a store they are computed again there, as with `torch.utils.checkpoint(use_reentrant=False)`: random numbers, autocast and the number of threads are
     those of the first run, and only as far as is needed. Inside a store they stay while the budget has room, or are moved or computed again, as the rule or the plan
     finds; tensors among the arguments, however nested, are saved as any other. Regions nest.
+    `torch.compile` around it leaves `fn` as it is: compile the block that runs in it (`block.compile()`).
 
     Raises:
         CheckpointError: in the backward, where `fn` saves other tensors than the first time.
