@@ -1,5 +1,6 @@
 """torch.compile: compiled graphs save through the store, and trace as if there were none."""
 
+import copy
 import gc
 
 import pytest
@@ -136,6 +137,42 @@ def test_regions_in_what_is_compiled(store, backend, inner):
     assert_same_bits(run(torch.enable_grad()), reference)
     assert_same_bits(run(store), reference)
     assert store.stats()["saved"]["tensors"] > 0
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("order", ["attach, compile", "compile, attach", "attach, module.compile", "module.compile, attach"])
+def test_attached_models_before_and_after(store, order, backend):
+    def run(scope, attached=False):
+        torch._dynamo.reset()
+        model, x = build("mlp")
+        called = model
+        for step in order.split(", "):
+            if step == "attach" and attached:
+                store.attach(called)
+            elif step == "compile":
+                called = torch.compile(called, backend=backend)
+            elif step == "module.compile":
+                model.compile(backend=backend)
+        return gradients(called, x, scope)
+
+    assert_same_bits(run(torch.enable_grad(), attached=True), run(torch.enable_grad()))
+    assert store.stats()["passes"] == 3 and store.stats()["saved"]["tensors"] > 0
+
+
+def test_a_copy_of_an_attached_model_is_exported(store):
+    model, x = build("mlp")
+    store.attach(model)
+    exported = torch.export.export(copy.deepcopy(model), (x,), strict=True)
+    assert_same_bits([exported.module()(x)], [model(x)])
+
+
+def test_scripting_an_attached_model_says_what_to_do(store):
+    model, x = build("mlp")
+    handle = store.attach(model)
+    with pytest.raises(AttributeError, match=r"TorchScript cannot compile the hooks of an attached model, nor of its copies: `remove\(\)`"):
+        torch.jit.script(model)
+    handle.remove()
+    assert_same_bits([torch.jit.script(model)(x)], [model(x)])
 
 
 def test_a_kept_graph(store):
