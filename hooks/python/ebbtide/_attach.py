@@ -129,6 +129,8 @@ class Attachment:
                 self._norms[place] = (norm, module.eps)
 
     def _enter(self, model):
+        if self._store.closed() and not torch.is_grad_enabled():
+            return  # an evaluation after the training
         calls = self._calls()
         # torch calls no hook for a KeyboardInterrupt: a forward that it broke off has left its scope behind.
         while calls and len(calls) >= _calls_under_way(model):

@@ -64,6 +64,7 @@ class Store:
         texts = [(name, _option_text(name, value)) for name, value in options.items() if value is not None]
         self._store = _ebbtide.Store(texts, _folders(spill_to) if spill_to is not None else None)
         self._plans = None
+        self._enabled = None  # the attachment that `enable` made
         if group is not None:
             from ._shared_plans import SharedPlans
 
@@ -110,8 +111,13 @@ class Store:
             scope.leave()
 
     def close(self):
-        """Brings home the records that are alive and gives the spill files back. Idempotent. Entering a closed store is an error."""
-        self._store.close()
+        """Brings home the records that are alive and gives the spill files back. Idempotent. Entering a closed store is an error, and so is calling a model that is attached
+        to it, but with gradients off. A model that `enable` attached is so no more, and can be called as if it had never been."""
+        try:
+            if self._enabled is not None:
+                self._enabled.remove()
+        finally:
+            self._store.close()
 
     def stats(self):
         """A plain dict of ints and floats: bytes and seconds, cumulative over the store's life unless said otherwise."""
@@ -156,7 +162,7 @@ class Store:
 
 
 def enable(model, **options):
-    """Makes a store, attaches it to `model` and returns it. Options as for `Store`."""
+    """Makes a store, attaches it to `model` and returns it. Options as for `Store`. `close()` of that store ends it."""
     store = Store(**options)
-    store.attach(model)
+    store._enabled = store.attach(model)
     return store
