@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import threading
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
@@ -11,6 +10,7 @@ from torch.utils._device import DeviceContext
 
 from . import _ebbtide
 from ._errors import ConfigError
+from ._scope import Entered
 
 
 @torch._disable_dynamo  # as torch's own; `torch.compiler.disable` would import dynamo here, which takes a second
@@ -91,11 +91,11 @@ class region(contextlib.ContextDecorator):
             if not isinstance(value, str):
                 raise ConfigError(f"{what}={value!r} is not valid: accepted {'is' if what == 'name' else 'are'} {accepted}")
         _ebbtide.check_region(self._name, self._policy)
-        self._entered = threading.local()
+        self._entered = Entered(f"region {name!r}")
 
     def __enter__(self):
-        self._entered.__dict__.setdefault("regions", []).append(_ebbtide.Region(self._name, self._policy))
+        self._entered.push(_ebbtide.Region(self._name, self._policy))
         return self
 
     def __exit__(self, *error):
-        self._entered.regions.pop()
+        self._entered.pop()

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import threading
 
 import torch
 
 from . import _ebbtide
 from ._attach import Attachment
 from ._errors import ConfigError
-from ._scope import enter_scope
+from ._scope import Entered, enter_scope
 
 
 def _option_text(name, value):
@@ -69,18 +68,14 @@ class Store:
             from ._shared_plans import SharedPlans
 
             self._plans = SharedPlans(self._store, group)
-        self._entered = threading.local()
+        self._entered = Entered("a store")
 
     def __enter__(self):
-        scope = enter_scope(self._store, self._plans)
-        stack = getattr(self._entered, "scopes", None)
-        if stack is None:
-            stack = self._entered.scopes = []
-        stack.append(scope)
+        self._entered.push(enter_scope(self._store, self._plans))
         return self
 
     def __exit__(self, error_type, error, traceback):
-        scope = self._entered.scopes.pop()
+        scope = self._entered.pop()
         try:
             scope.leave()
         except Exception:
