@@ -28,6 +28,8 @@ class Store:
     A context manager around the forward, reusable and re-entrant; the backward may run inside or after. Several threads may use one store, each with its own
     `with`. What is not given as a keyword comes from the environment (`EBBTIDE_DEVICE_BUDGET` and so on).
 
+    As with any hooks of torch's, what requires a gradient comes back in a custom function's `ctx.saved_tensors` without its Python class and attributes.
+
     Args:
         device_budget: bytes of saved tensors that may stay where they were computed: an int, a text such as "2GiB", or "30%" of what the model saves. Default:
             what memory and cgroup allow, less 1/16.
