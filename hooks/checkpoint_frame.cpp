@@ -139,7 +139,11 @@ CheckpointFrame::CheckpointFrame(const std::vector<at::Tensor>& inputs, Run agai
       label_(current_region()),
       surroundings_(devices_of(inputs)),
       store_may_run_it_(at_once) {
+  std::unordered_map<const c10::TensorImpl*, size_t> known;  // functions may ask whether two arguments are one tensor
   for (const at::Tensor& tensor : inputs) {
+    const auto [input, is_new] = known.try_emplace(tensor.unsafeGetTensorImpl(), inputs_.size());
+    arguments_.push_back(input->second);
+    if (!is_new) continue;
     inputs_.push_back(tensor.defined() ? std::make_unique<Input>(tensor) : nullptr);
     if (is_plain(tensor)) input_storages_.push_back(tensor.storage().unsafeGetStorageImpl());
     const SavedTensor* saved = tensor.defined() ? saved_by_store(inputs_.back()->hooks.get()) : nullptr;
@@ -327,13 +331,16 @@ std::vector<CheckpointFrame::Made> CheckpointFrame::recompute(const CheckpointSl
   const int task = torch::autograd::get_current_graph_task_id();
   watch(task);
   std::vector<bool> places = wanted(slot, record, task);
-  std::vector<at::Tensor> inputs;
+  std::vector<at::Tensor> inputs, arguments;
   inputs.reserve(inputs_.size());
+  arguments.reserve(arguments_.size());
   for (const auto& input : inputs_) inputs.push_back(input ? input->value() : at::Tensor());
+  for (const size_t input : arguments_) arguments.push_back(inputs[input]);
+  inputs.clear();
   std::vector<Made> all;
   const Surroundings::Again again(surroundings_);
   Recompute run(*this, std::move(places));
-  translated([&] { run.run(inputs); });
+  translated([&] { run.run(arguments); });
   const std::lock_guard lock(mutex_);
   for (size_t place = 0; place < run.values().size(); ++place) {
     const at::Tensor& value = run.values()[place];

@@ -130,7 +130,8 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
   const std::shared_ptr<StoreCore> store_;
   const RegionLabel* const label_;
   Surroundings surroundings_;
-  std::vector<std::unique_ptr<Input>> inputs_;  // null: an undefined tensor
+  std::vector<std::unique_ptr<Input>> inputs_;  // each tensor once; null: an undefined one
+  std::vector<size_t> arguments_;               // the input that each is
   std::vector<const SavedTensor*> saved_inputs_;
   std::vector<std::shared_ptr<Record>> records_;         // of inputs
   std::vector<const c10::StorageImpl*> input_storages_;  // for the first run, in which they live

@@ -4,8 +4,17 @@
 
 #include <c10/core/impl/COW.h>
 
+#include <atomic>
+
 namespace ebbtide {
 namespace {
+
+std::atomic<bool (*)(const at::Tensor&)> knows_python{nullptr};
+
+bool has_python_part(const at::Tensor& tensor) {
+  const auto function = knows_python.load(std::memory_order_relaxed);
+  return function != nullptr && function(tensor);
+}
 
 /// Torch's newest versions know no names.
 template <class Impl>
@@ -53,6 +62,8 @@ const char* why_pass_through(const at::Tensor& tensor, Bytes min_bytes, const Pa
   if (!TorchStorage::owns_plain_memory(storage)) return "memory of another owner (shared, mapped, numpy)";
   if (ViewOfStorage::end_of(tensor).count() > static_cast<int64_t>(storage.nbytes()))
     return "storage smaller than its view";
+  // Of those with gradients torch itself hands out another object when there are hooks.
+  if (!tensor.requires_grad() && has_python_part(tensor)) return "of a class of Python's, or with attributes";
   return nullptr;
 }
 
@@ -62,6 +73,10 @@ bool is_parameter(const at::TensorBase& tensor) {
 
 bool is_plain(const at::Tensor& tensor) {
   return tensor.defined() && why_kind(tensor) == nullptr;
+}
+
+void set_has_python_part(bool (*function)(const at::Tensor&)) noexcept {
+  knows_python = function;
 }
 
 Bytes storage_footprint(const at::Tensor& tensor) {

@@ -4,6 +4,7 @@
 #include <ebbtide/hooks/accelerators.h>
 #include <ebbtide/hooks/parameter_registry.h>
 #include <ebbtide/pinned_pool/bytes.h>
+#include <ebbtide/pinned_pool/export.h>
 
 #include <ATen/core/Tensor.h>
 
@@ -20,5 +21,9 @@ bool is_plain(const at::Tensor& tensor);
 
 /// The storage's size in bytes; 0 for kinds that have none.
 Bytes storage_footprint(const at::Tensor& tensor);
+
+/// Who knows whether Python has given a tensor a class or attributes, the Python module, says so when it is loaded. Until
+/// then none has either.
+EBBTIDE_API void set_has_python_part(bool (*function)(const at::Tensor&)) noexcept;
 
 }  // namespace ebbtide

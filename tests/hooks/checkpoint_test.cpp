@@ -131,6 +131,21 @@ TEST_P(UnderTest, ArgumentsOfEveryKind) {
   EXPECT_TRUE(same_bits(grads, expected));
 }
 
+TEST_P(UnderTest, AnArgumentThatIsGivenSeveralTimesIsOneTensor) {
+  const at::Tensor x = leaf();
+  const auto function = [](const at::Tensor& a, const at::Tensor& b, const std::vector<at::Tensor>& more) {
+    return (a.is_same(b) && a.is_same(more.at(1)) ? a * a * b : a * b * b * 1.5).cos() * a.sin();
+  };
+  const auto run = [&](const auto& call) {
+    const at::Tensor h = x * 1, other = x * 2;
+    return call(h, h, std::vector<at::Tensor>{other, h, other}).sum();
+  };
+  const at::Tensor expected = gradient_of(run(function), x);
+  const at::Tensor y =
+      forward([&] { return run([&](const auto&... inputs) { return checkpoint(function, inputs...); }); });
+  EXPECT_TRUE(same_bits(gradient_of(y, x), expected));
+}
+
 TEST_P(UnderTest, UndefinedInputsAndNoInputs) {
   const at::Tensor x = leaf();
   const auto function = [x](const at::Tensor& none) { return none.defined() ? none : x.sin().exp().tanh(); };

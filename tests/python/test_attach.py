@@ -63,6 +63,43 @@ def test_enable_is_one_line(tmp_path):
     assert store.stats()["spilled"]["tensors"] > 0
 
 
+@pytest.mark.parametrize("called_before", [True, False])
+def test_closing_the_store_of_enable_leaves_the_model_plain(tmp_path, called_before):
+    model, x = build("mlp")
+    reference = gradients(model, x)
+    store = ebbtide.enable(model, device_budget=0, spill_to=tmp_path, min_bytes=MIN_BYTES)
+    if called_before:
+        gradients(model, x)
+    store.close()
+    before = store.stats()["packed"]["tensors"]
+    assert_same_bits(gradients(model, x), reference)
+    assert store.stats()["packed"]["tensors"] == before
+    store.close()
+    assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+def test_closing_the_store_of_enable_inside_a_call(tmp_path):
+    class Closing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+            self.store = None
+
+        def forward(self, x):
+            x = self.layer(x).sin()
+            if self.store is not None:
+                self.store.close()
+            return x.exp() * x
+
+    model, x = Closing(), torch.randn(64, 64)
+    reference = gradients(model, x)
+    store = ebbtide.enable(model, device_budget=0, spill_to=tmp_path, min_bytes=MIN_BYTES)
+    model.store = store
+    assert_same_bits(gradients(model, x), reference)
+    assert saved(store) > 0 and not packed_outside(store)
+    assert_same_bits(gradients(model, x), reference)
+
+
 def test_parameters_and_buffers_never_move(store):
     class Masked(nn.Module):
         def __init__(self):
@@ -186,7 +223,13 @@ def test_a_hook_that_throws_before_ours_does_not_end_the_users_scope(store):
 def test_an_attached_model_on_a_closed_store_says_so(store):
     model, x = build("mlp")
     store.attach(model)
+    expected = model(x).detach()
     store.close()
+    with pytest.raises(ebbtide.ClosedError):
+        model(x)
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            assert_same_bits([model(x)], [expected])
     with pytest.raises(ebbtide.ClosedError):
         model(x)
 

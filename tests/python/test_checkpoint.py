@@ -90,6 +90,71 @@ def test_arguments_of_every_kind(under):
     assert_same_bits(gradient(lambda *_: run(ebbtide.checkpoint), a, b, c, context=under), reference)
 
 
+def test_an_argument_that_is_given_several_times_is_one_object(under):
+    x = leaf()
+
+    def function(a, b, *, many):
+        return (a * a * b if a is b and a is many[0] else a * b * b * 1.5).cos() * a.sin()
+
+    def run(call):
+        h = x * 1
+        return call(function, h, h, many=[h]).sum()
+
+    reference = gradient(lambda _: run(lambda f, *args, **kwargs: f(*args, **kwargs)), x)
+    assert_same_bits(gradient(lambda _: run(ebbtide.checkpoint), x, context=under), reference)
+
+
+def test_self_attention(under):
+    """nn.MultiheadAttention asks whether query, key and value are one tensor, and saves others where they are not."""
+    x = leaf(0, 8 * 32 * 64)
+
+    def run(call):
+        torch.manual_seed(0)
+        attention, h = nn.MultiheadAttention(64, 4, batch_first=True), (x * 1.5).view(8, 32, 64)
+        return call(attention, h, h, h, need_weights=False)[0].sum()
+
+    reference = gradient(lambda _: run(lambda f, *args, **kwargs: f(*args, **kwargs)), x)
+    assert_same_bits(gradient(lambda _: run(ebbtide.checkpoint), x, context=under), reference)
+
+
+class Doubling(torch.Tensor):
+    """What a function of torch's returns depends on the class of its argument."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result * 2 if function is torch.nn.functional.silu else result
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Doubling])
+def test_arguments_keep_class_and_attributes(under, kind):
+    x = leaf()
+
+    def function(h):
+        y = torch.nn.functional.silu(h) * getattr(h, "scale", 1.0)
+        return (y * y).as_subclass(torch.Tensor)
+
+    def run(call):
+        h = (x * 1).as_subclass(kind)
+        h.scale = 3.0
+        return call(function, h).sum()
+
+    reference = gradient(lambda _: run(lambda f, h: f(h)), x)
+    assert_same_bits(gradient(lambda _: run(ebbtide.checkpoint), x, context=under), reference)
+
+
+def test_arguments_that_are_given_as_they_were_keep_the_attributes_of_now():
+    weight = leaf()
+    weight.count = 0
+
+    def function(weight):
+        weight.count += 1
+        return weight.sin().exp()
+
+    ebbtide.checkpoint(function, weight).sum().backward()
+    assert weight.count == 2
+
+
 def test_results_of_every_kind(under):
     x = leaf()
 

@@ -1,11 +1,13 @@
 """torch.compile: compiled graphs save through the store, and trace as if there were none."""
 
+import copy
 import gc
 
 import pytest
 import torch
 from torch import nn
 
+import ebbtide
 from support import SIZE, assert_as_plain, assert_same_bits, build, leaf
 
 
@@ -102,6 +104,75 @@ def test_graph_breaks_and_shapes_that_change(store):
         return seen
 
     assert_as_plain(store, run)
+
+
+class Regions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = ebbtide.checkpoint(block, x)
+        return x
+
+
+@pytest.mark.parametrize("inner", ["eager", "compiled"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_regions_in_what_is_compiled(store, backend, inner):
+    """Their functions run alike in the forward and in the backward, where dynamo is not there: as they are, or compiled by themselves."""
+
+    def run(scope, compiled=True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model, x = Regions(), torch.randn(64, 64)
+        if inner == "compiled":
+            for block in model.blocks:
+                block.compile(backend=backend)
+        return gradients(torch.compile(model, backend=backend) if compiled else model, x, scope)
+
+    reference = run(torch.enable_grad(), compiled=False)
+    assert_same_bits(run(torch.enable_grad()), reference)
+    assert_same_bits(run(store), reference)
+    assert store.stats()["saved"]["tensors"] > 0
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("order", ["attach, compile", "compile, attach", "attach, module.compile", "module.compile, attach"])
+def test_attached_models_before_and_after(store, order, backend):
+    def run(scope, attached=False):
+        torch._dynamo.reset()
+        model, x = build("mlp")
+        called = model
+        for step in order.split(", "):
+            if step == "attach" and attached:
+                store.attach(called)
+            elif step == "compile":
+                called = torch.compile(called, backend=backend)
+            elif step == "module.compile":
+                model.compile(backend=backend)
+        return gradients(called, x, scope)
+
+    assert_same_bits(run(torch.enable_grad(), attached=True), run(torch.enable_grad()))
+    assert store.stats()["passes"] == 3 and store.stats()["saved"]["tensors"] > 0
+
+
+def test_a_copy_of_an_attached_model_is_exported(store):
+    model, x = build("mlp")
+    store.attach(model)
+    exported = torch.export.export(copy.deepcopy(model), (x,), strict=True)
+    assert_same_bits([exported.module()(x)], [model(x)])
+
+
+def test_scripting_an_attached_model_says_what_to_do(store):
+    model, x = build("mlp")
+    handle = store.attach(model)
+    with pytest.raises(AttributeError, match=r"TorchScript cannot compile the hooks of an attached model, nor of its copies: `remove\(\)`"):
+        torch.jit.script(model)
+    handle.remove()
+    assert_same_bits([torch.jit.script(model)(x)], [model(x)])
 
 
 def test_a_kept_graph(store):

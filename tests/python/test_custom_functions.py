@@ -234,6 +234,51 @@ def test_saved_tensors_after_the_backward_are_gone_as_in_torch(store):
     assert str(stored.value) == str(plain.value)
 
 
+class Labelled(torch.Tensor):
+    pass
+
+
+def with_scale(tensor):
+    tensor.scale = 2.0
+    return tensor
+
+
+OBJECTS = {
+    "a frozen parameter": lambda: torch.nn.Parameter(leaf(1).detach(), requires_grad=False),
+    "a frozen parameter with an attribute": lambda: with_scale(torch.nn.Parameter(leaf(1).detach(), requires_grad=False)),
+    "a tensor with an attribute": lambda: with_scale(leaf(1).detach()),
+    "a small tensor with an attribute": lambda: with_scale(leaf(1, 8).detach()),
+    "a subclass": lambda: leaf(1).detach().as_subclass(Labelled),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_saved_tensors_without_gradients_are_the_very_objects(store, name):
+    """As in torch: what is asked of them may depend on their class and their attributes."""
+    saved = OBJECTS[name]()
+
+    class Scales(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x, saved)
+            return x * saved.sum().as_subclass(torch.Tensor)
+
+        @staticmethod
+        def backward(ctx, grad):
+            _, back = ctx.saved_tensors
+            assert back is saved
+            return grad * back.sum().as_subclass(torch.Tensor) * getattr(back, "scale", 1.0)
+
+    def run(scope):
+        x = leaf()
+        with scope:
+            y = Scales.apply(x * 2).sum()
+        y.backward()
+        return [x.grad]
+
+    assert_as_plain(store, run)
+
+
 def test_saved_tensors_are_read_before_the_backward(store):
     """As debuggers do: grad_fn.saved_tensors and the _saved_ properties of torch's own nodes."""
 

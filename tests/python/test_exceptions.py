@@ -1,6 +1,7 @@
 """An exception at any point of a step: it arrives as it was thrown, the store is empty once the graph is gone, and the next step is right."""
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -192,6 +193,26 @@ def test_out_of_a_generator_that_holds_the_scope(store):
     net(x).backward()
     assert store.stats()["packed"]["tensors"] == before, "the scope is over"
     x.grad = None
+
+
+@pytest.mark.parametrize("what", ["a store", "region 'a'"])
+def test_out_of_a_generator_that_another_thread_began(store, what):
+    """Neither can be left there, whatever else this thread is in."""
+    context = store if what == "a store" else ebbtide.region("a", "keep")
+
+    def holding():
+        with context:
+            yield
+
+    generator = holding()
+    thread = threading.Thread(target=next, args=(generator,))
+    thread.start()
+    thread.join()
+    with ebbtide.region("b"):
+        with pytest.raises(RuntimeError, match=f"{what} is left on a thread that has not entered it"):
+            generator.close()
+    with context:
+        pass
 
 
 def test_in_anomaly_mode_a_nan_is_torchs_error(store):

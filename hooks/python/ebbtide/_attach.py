@@ -14,25 +14,36 @@ from ._wrappers import take_apart
 _CALL = torch.nn.Module._call_impl.__code__
 
 
-class _Hook:
-    """A module hook that is nobody's once it is copied or pickled: the copy of an attached model is not attached."""
-
-    def __init__(self, call=None, model=None):
-        self._call = call
-        self._model = weakref.ref(model) if model is not None else lambda: None
+class _NoHook:
+    """What a module hook is once it is copied or pickled: the copy of an attached model is not attached."""
 
     def __call__(self, module, *rest):
-        if self._call is not None and module is self._model():
+        pass
+
+    @property
+    def __name__(self):
+        # TorchScript, which compiles hooks with their module, asks for it first.
+        raise AttributeError("ebbtide: TorchScript cannot compile the hooks of an attached model, nor of its copies: `remove()` what `attach` returned before the model is scripted or copied")
+
+
+class _Hook(_NoHook):
+    def __init__(self, call, model):
+        self._call = call
+        self._model = weakref.ref(model)
+
+    @torch._disable_dynamo  # it would trace what is called here, and fails
+    def __call__(self, module, *rest):
+        if module is self._model():
             self._call(module)
 
     def __deepcopy__(self, memo):
-        return _Hook()
+        return _NoHook()
 
     def __copy__(self):
-        return _Hook()
+        return _NoHook()
 
     def __reduce__(self):
-        return (_Hook, ())
+        return (_NoHook, ())
 
 
 def _calls_under_way(model):
@@ -118,6 +129,8 @@ class Attachment:
                 self._norms[place] = (norm, module.eps)
 
     def _enter(self, model):
+        if self._store.closed() and not torch.is_grad_enabled():
+            return  # an evaluation after the training
         calls = self._calls()
         # torch calls no hook for a KeyboardInterrupt: a forward that it broke off has left its scope behind.
         while calls and len(calls) >= _calls_under_way(model):

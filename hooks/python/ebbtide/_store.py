@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import threading
 
 import torch
 
 from . import _ebbtide
 from ._attach import Attachment
 from ._errors import ConfigError
-from ._scope import enter_scope
+from ._scope import Entered, enter_scope
 
 
 def _option_text(name, value):
@@ -28,6 +27,8 @@ class Store:
 
     A context manager around the forward, reusable and re-entrant; the backward may run inside or after. Several threads may use one store, each with its own
     `with`. What is not given as a keyword comes from the environment (`EBBTIDE_DEVICE_BUDGET` and so on).
+
+    As with any hooks of torch's, what requires a gradient comes back in a custom function's `ctx.saved_tensors` without its Python class and attributes.
 
     Args:
         device_budget: bytes of saved tensors that may stay where they were computed: an int, a text such as "2GiB", or "30%" of what the model saves. Default:
@@ -64,22 +65,19 @@ class Store:
         texts = [(name, _option_text(name, value)) for name, value in options.items() if value is not None]
         self._store = _ebbtide.Store(texts, _folders(spill_to) if spill_to is not None else None)
         self._plans = None
+        self._enabled = None  # the attachment that `enable` made
         if group is not None:
             from ._shared_plans import SharedPlans
 
             self._plans = SharedPlans(self._store, group)
-        self._entered = threading.local()
+        self._entered = Entered("a store")
 
     def __enter__(self):
-        scope = enter_scope(self._store, self._plans)
-        stack = getattr(self._entered, "scopes", None)
-        if stack is None:
-            stack = self._entered.scopes = []
-        stack.append(scope)
+        self._entered.push(enter_scope(self._store, self._plans))
         return self
 
     def __exit__(self, error_type, error, traceback):
-        scope = self._entered.scopes.pop()
+        scope = self._entered.pop()
         try:
             scope.leave()
         except Exception:
@@ -110,8 +108,13 @@ class Store:
             scope.leave()
 
     def close(self):
-        """Brings home the records that are alive and gives the spill files back. Idempotent. Entering a closed store is an error."""
-        self._store.close()
+        """Brings home the records that are alive and gives the spill files back. Idempotent. Entering a closed store is an error, and so is calling a model that is attached
+        to it, but with gradients off. A model that `enable` attached is so no more, and can be called as if it had never been."""
+        try:
+            if self._enabled is not None:
+                self._enabled.remove()
+        finally:
+            self._store.close()
 
     def stats(self):
         """A plain dict of ints and floats: bytes and seconds, cumulative over the store's life unless said otherwise."""
@@ -156,7 +159,7 @@ class Store:
 
 
 def enable(model, **options):
-    """Makes a store, attaches it to `model` and returns it. Options as for `Store`."""
+    """Makes a store, attaches it to `model` and returns it. Options as for `Store`. `close()` of that store ends it."""
     store = Store(**options)
-    store.attach(model)
+    store._enabled = store.attach(model)
     return store
