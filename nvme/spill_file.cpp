@@ -156,8 +156,11 @@ void SpillFile::find_alignment(bool direct) {
                          : ", buffered: no direct I/O here)";
 }
 
+SpillFile::SpillFile(int fd, std::string folder) noexcept : fd_(fd), owner_(::getpid()), folder_(std::move(folder)) {}
+
 SpillFile::SpillFile(SpillFile&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
+      owner_(other.owner_),
       folder_(std::move(other.folder_)),
       size_(other.size_),
       alignment_(other.alignment_),
@@ -166,7 +169,12 @@ SpillFile::SpillFile(SpillFile&& other) noexcept
       description_(std::move(other.description_)) {}
 
 SpillFile::~SpillFile() {
-  if (fd_ >= 0) ::close(fd_);
+  if (fd_ < 0) return;
+  // A child that forked without exec (a data loader's worker) has a copy of the descriptor, and while it lives the close
+  // alone would free nothing. If this fails, the blocks are free when the last copy is closed.
+  if (::getpid() == owner_) [[maybe_unused]]
+    const int cut = ::ftruncate(fd_, 0);
+  ::close(fd_);
 }
 
 Status SpillFile::grow(uint64_t bytes) {
