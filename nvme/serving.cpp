@@ -153,12 +153,6 @@ void TierState::fail_locked(Transfer& transfer, Failure failure) noexcept {
   transfer.waiting_count = 0;
 }
 
-void TierState::withdraw_locked(Transfer& transfer) noexcept {
-  if (transfer.failure) return;
-  fail_locked(transfer, {FailureCode::kCancelled, 0, "The transfer was withdrawn before it began."});
-  withdrawn_.push_back(transfer.id);
-}
-
 /// Tells the caller, lets go of what the caller gave, forgets the transfer. Takes a held lock, leaves it open.
 void TierState::finish(std::unique_lock<std::mutex>& lock, Transfer& transfer) noexcept {
   lock.unlock();
