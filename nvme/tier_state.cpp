@@ -123,9 +123,11 @@ Result<SpillTier::TransferId> TierState::write(uint64_t name, std::vector<IoPiec
   auto extents = space_->allocate(item->bytes);
   if (!extents) return std::move(extents).failure();
   item->extents = std::move(extents).value();
+  Clock::time_point allowed_at;
   {
     std::lock_guard lock(mutex_);
-    if (!allowance_.take(item->bytes, Clock::now())) {
+    allowed_at = Clock::now();
+    if (!allowance_.take(item->bytes, allowed_at)) {
       return Failure{FailureCode::kNoSpace, 0,
                      "What may be written in 24 hours (spill_daily_writes) has been: " +
                          to_string(Bytes(static_cast<int64_t>(allowance_.taken()))) + "."};
@@ -135,6 +137,7 @@ Result<SpillTier::TransferId> TierState::write(uint64_t name, std::vector<IoPiec
 
   auto transfer = std::make_unique<Transfer>();
   transfer->kind = TransferKind::kWrite;
+  transfer->allowed_at = allowed_at;
   transfer->item = std::move(item);
   transfer->pieces = std::move(pieces);
   transfer->write_done = std::move(done);

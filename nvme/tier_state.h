@@ -30,7 +30,8 @@ struct Transfer {
   std::vector<Segment> segments;
 
   TransferKind kind = TransferKind::kWrite;
-  SpillTier::WriteDone write_done;  // one of the two
+  WriteAllowance::Clock::time_point allowed_at;  // a write: when it was taken from the day's
+  SpillTier::WriteDone write_done;               // one of the two
   SpillTier::ReadDone read_done;
   std::vector<std::deque<uint32_t>> waiting;  // segments not handed to a queue yet, one list a lane
   std::vector<uint32_t> chunk_segments_left;  // how many segments each chunk still lacks
