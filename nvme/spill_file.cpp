@@ -62,12 +62,18 @@ int open_unnamed(const std::string& folder, int flags) {
   const int fd = ::open(folder.c_str(), O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC | flags, 0600);
   if (fd >= 0) return fd;
   // EISDIR and ENOENT are how kernels without O_TMPFILE say it; EINVAL may also mean that O_DIRECT is unknown, which
-  // mkostemp then says too.
+  // fcntl then says too.
   if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL) return -errno;
   std::string name = folder + "/.ebbtide-spill-XXXXXX";
-  const int named = ::mkostemp(name.data(), O_CLOEXEC | flags);
+  const int named = ::mkostemp(name.data(), O_CLOEXEC);
   if (named < 0) return -errno;
   if (::unlink(name.c_str()) != 0) {
+    const int error = errno;
+    ::close(named);
+    return -error;
+  }
+  // Not by mkostemp: where O_DIRECT is unknown, that makes the name before the kernel refuses, and the file stays.
+  if (flags != 0 && ::fcntl(named, F_SETFL, flags) != 0) {
     const int error = errno;
     ::close(named);
     return -error;
