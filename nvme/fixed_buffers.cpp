@@ -49,6 +49,15 @@ bool FixedBuffers::open(io_uring& ring) noexcept {
   return open_;
 }
 
+void FixedBuffers::close(io_uring& ring) noexcept {
+  if (!open_) return;
+  open_ = false;
+  (void)::io_uring_unregister_buffers(
+      &ring);  // if it fails, the kernel lets go when the last copy of the ring is closed
+  const std::lock_guard lock(mutex_);
+  slots_ = {};
+}
+
 /// REQUIRES: mutex_ held.
 std::optional<unsigned> FixedBuffers::next_order() const noexcept {
   const auto slot = std::ranges::find_if(

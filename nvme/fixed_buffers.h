@@ -28,6 +28,8 @@ class FixedBuffers {
 
   /// False: this kernel has no such thing.
   bool open(io_uring& ring) noexcept;
+  /// Nothing is registered from then on. REQUIRES: no request in flight.
+  void close(io_uring& ring) noexcept;
   /// Does what use() and forget() asked for.
   void apply(io_uring& ring) noexcept;
   /// Where all of these bytes lie in one registration.

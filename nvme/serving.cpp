@@ -145,18 +145,18 @@ void TierState::wait_again_locked(Transfer& transfer, uint32_t index) noexcept {
   put_in_line_locked(transfer);
 }
 
-/// Keeps the first failure; what has not been handed to a queue is dropped.
+/// Keeps the first failure; what has not been handed to a queue is dropped, and a write's is not written today.
 void TierState::fail_locked(Transfer& transfer, Failure failure) noexcept {
   if (!transfer.failure) transfer.failure = std::move(failure);
   leave_lines_locked(transfer);
-  for (auto& segments : transfer.waiting) segments.clear();
+  uint64_t dropped = 0;
+  for (auto& segments : transfer.waiting) {
+    for (const uint32_t index : segments) dropped += transfer.segments[index].bytes;
+    segments.clear();
+  }
+  if (transfer.kind == TransferKind::kWrite && dropped > 0)
+    allowance_.give_back(dropped, transfer.allowed_at, Clock::now());
   transfer.waiting_count = 0;
-}
-
-void TierState::withdraw_locked(Transfer& transfer) noexcept {
-  if (transfer.failure) return;
-  fail_locked(transfer, {FailureCode::kCancelled, 0, "The transfer was withdrawn before it began."});
-  withdrawn_.push_back(transfer.id);
 }
 
 /// Tells the caller, lets go of what the caller gave, forgets the transfer. Takes a held lock, leaves it open.

@@ -62,12 +62,18 @@ int open_unnamed(const std::string& folder, int flags) {
   const int fd = ::open(folder.c_str(), O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC | flags, 0600);
   if (fd >= 0) return fd;
   // EISDIR and ENOENT are how kernels without O_TMPFILE say it; EINVAL may also mean that O_DIRECT is unknown, which
-  // mkostemp then says too.
+  // fcntl then says too.
   if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL) return -errno;
   std::string name = folder + "/.ebbtide-spill-XXXXXX";
-  const int named = ::mkostemp(name.data(), O_CLOEXEC | flags);
+  const int named = ::mkostemp(name.data(), O_CLOEXEC);
   if (named < 0) return -errno;
   if (::unlink(name.c_str()) != 0) {
+    const int error = errno;
+    ::close(named);
+    return -error;
+  }
+  // Not by mkostemp: where O_DIRECT is unknown, that makes the name before the kernel refuses, and the file stays.
+  if (flags != 0 && ::fcntl(named, F_SETFL, flags) != 0) {
     const int error = errno;
     ::close(named);
     return -error;
@@ -156,8 +162,11 @@ void SpillFile::find_alignment(bool direct) {
                          : ", buffered: no direct I/O here)";
 }
 
+SpillFile::SpillFile(int fd, std::string folder) noexcept : fd_(fd), owner_(::getpid()), folder_(std::move(folder)) {}
+
 SpillFile::SpillFile(SpillFile&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
+      owner_(other.owner_),
       folder_(std::move(other.folder_)),
       size_(other.size_),
       alignment_(other.alignment_),
@@ -166,7 +175,12 @@ SpillFile::SpillFile(SpillFile&& other) noexcept
       description_(std::move(other.description_)) {}
 
 SpillFile::~SpillFile() {
-  if (fd_ >= 0) ::close(fd_);
+  if (fd_ < 0) return;
+  // A child that forked without exec (a data loader's worker) has a copy of the descriptor, and while it lives the close
+  // alone would free nothing. If this fails, the blocks are free when the last copy is closed.
+  if (::getpid() == owner_) [[maybe_unused]]
+    const int cut = ::ftruncate(fd_, 0);
+  ::close(fd_);
 }
 
 Status SpillFile::grow(uint64_t bytes) {

@@ -3,6 +3,8 @@
 
 #include <ebbtide/nvme/spill_tier.h>
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 
@@ -12,8 +14,8 @@ namespace ebbtide::nvme {
 /// it ends: O_TMPFILE, or created and unlinked at once where the file system has no such thing. Readable by its owner
 /// only.
 ///
-/// Threads: one at a time for grow(); fd() from any. Lifetime: closes on destruction (which frees the blocks, and may
-/// take milliseconds a GiB).
+/// Threads: one at a time for grow(); fd() from any. Lifetime: closes on destruction (which frees the blocks, also where
+/// a forked child holds the file open, and may take milliseconds a GiB). REQUIRES then: no transfer in flight.
 class SpillFile {
  public:
   /// Errors: kInvalid (not a folder), kIo (cannot create a file there), with folder and errno.
@@ -38,11 +40,12 @@ class SpillFile {
   Status grow(uint64_t bytes);
 
  private:
-  SpillFile(int fd, std::string folder) noexcept : fd_(fd), folder_(std::move(folder)) {}
+  SpillFile(int fd, std::string folder) noexcept;
   /// What direct I/O wants here, or buffered I/O where there is none.
   void find_alignment(bool direct);
 
   int fd_;
+  pid_t owner_;
   std::string folder_;
   uint64_t size_ = 0;
   IoAlignment alignment_;

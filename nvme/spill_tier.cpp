@@ -39,7 +39,8 @@ void SpillTier::raise_priority(TransferId id) {
   state_->raise_priority(id);
 }
 void SpillTier::cancel(TransferId id) {
-  state_->cancel(id);
+  const auto state = state_;  // a `done` may destroy the tier
+  state->cancel(id);
 }
 SpillStats SpillTier::stats() const {
   return state_->stats();

@@ -87,8 +87,9 @@ struct SpillStats {
   std::vector<SpillFolderStats> folders;
 };
 
-/// Threads: all methods from any; none waits for a disk but close(). Completions run on an I/O thread of the tier, with
-/// no lock held; they must be short and must not destroy the tier's last reference to a caller's object that blocks.
+/// Threads: all methods from any; none waits for a disk but close(). Completions run on an I/O thread of the tier, or
+/// inside the cancel() or the refused read() that ends the transfer, with no lock of the tier's held; they must be short
+/// and must not destroy the tier's last reference to a caller's object that blocks.
 class SpillTier {
  public:
   enum class Priority { kPrefetch, kDemand };  ///< a demand read overtakes queued writes and prefetches
@@ -116,8 +117,9 @@ class SpillTier {
   /// A read that is queued as a prefetch becomes a demand read.
   void raise_priority(TransferId id);
 
-  /// Withdraws a transfer that has not begun: its `done` gets kCancelled (on an I/O thread). One that has begun runs to
-  /// its end. Unknown ids are ignored.
+  /// Withdraws a transfer that has not begun: its `done` gets kCancelled before this returns, also while the disk hangs,
+  /// and its room is free. One that has begun runs to its end. Unknown ids are ignored. REQUIRES: the caller holds no
+  /// lock that `done` takes.
   void cancel(TransferId id);
 
   SpillStats stats() const;

@@ -14,6 +14,10 @@ Failure closed() {
   return {FailureCode::kCancelled, 0, "The spill tier is closed."};
 }
 
+Failure withdrawn() {
+  return {FailureCode::kCancelled, 0, "The transfer was withdrawn before it began."};
+}
+
 uint64_t total_bytes(const std::vector<IoPiece>& pieces) {
   uint64_t bytes = 0;
   for (const IoPiece& piece : pieces) bytes += piece.bytes;
@@ -74,7 +78,9 @@ void TierState::stop() noexcept {
   std::unique_lock lock(mutex_);
   refusing_ = stopped_ = true;
   for (auto& [id, transfer] : transfers_) {
-    if (!transfer->begun) withdraw_locked(*transfer);
+    if (transfer->begun || transfer->failure) continue;
+    fail_locked(*transfer, withdrawn());
+    withdrawn_.push_back(id);
   }
   wake(lock);
 }
@@ -117,9 +123,11 @@ Result<SpillTier::TransferId> TierState::write(uint64_t name, std::vector<IoPiec
   auto extents = space_->allocate(item->bytes);
   if (!extents) return std::move(extents).failure();
   item->extents = std::move(extents).value();
+  Clock::time_point allowed_at;
   {
     std::lock_guard lock(mutex_);
-    if (!allowance_.take(item->bytes, Clock::now())) {
+    allowed_at = Clock::now();
+    if (!allowance_.take(item->bytes, allowed_at)) {
       return Failure{FailureCode::kNoSpace, 0,
                      "What may be written in 24 hours (spill_daily_writes) has been: " +
                          to_string(Bytes(static_cast<int64_t>(allowance_.taken()))) + "."};
@@ -129,6 +137,7 @@ Result<SpillTier::TransferId> TierState::write(uint64_t name, std::vector<IoPiec
 
   auto transfer = std::make_unique<Transfer>();
   transfer->kind = TransferKind::kWrite;
+  transfer->allowed_at = allowed_at;
   transfer->item = std::move(item);
   transfer->pieces = std::move(pieces);
   transfer->write_done = std::move(done);
@@ -196,8 +205,10 @@ void TierState::cancel(uint64_t id) {
   std::unique_lock lock(mutex_);
   const auto found = transfers_.find(id);
   if (found == transfers_.end() || found->second->begun || found->second->failure) return;
-  withdraw_locked(*found->second);
-  wake(lock);
+  fail_locked(*found->second, withdrawn());
+  // Here, and not on an I/O thread: while a disk hangs, all of those are in the kernel, and the memory and the room of
+  // what was withdrawn would stay taken.
+  finish(lock, *found->second);
 }
 
 SpillStats TierState::stats() const {

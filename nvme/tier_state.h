@@ -30,7 +30,8 @@ struct Transfer {
   std::vector<Segment> segments;
 
   TransferKind kind = TransferKind::kWrite;
-  SpillTier::WriteDone write_done;  // one of the two
+  WriteAllowance::Clock::time_point allowed_at;  // a write: when it was taken from the day's
+  SpillTier::WriteDone write_done;               // one of the two
   SpillTier::ReadDone read_done;
   std::vector<std::deque<uint32_t>> waiting;  // segments not handed to a queue yet, one list a lane
   std::vector<uint32_t> chunk_segments_left;  // how many segments each chunk still lacks
@@ -111,7 +112,6 @@ class TierState : public std::enable_shared_from_this<TierState> {
   void segment_failed_locked(Transfer& transfer, uint32_t index, int error) noexcept;
   void wait_again_locked(Transfer& transfer, uint32_t index) noexcept;
   void fail_locked(Transfer& transfer, Failure failure) noexcept;
-  void withdraw_locked(Transfer& transfer) noexcept;
   void finish(std::unique_lock<std::mutex>& lock, Transfer& transfer) noexcept;
 
   // lines.cpp
@@ -132,7 +132,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
   mutable std::mutex mutex_;  // guards what follows, and the lanes' and transfers' fields that say so
   std::condition_variable all_done_;
   std::unordered_map<uint64_t, std::unique_ptr<Transfer>> transfers_;  // accepted, `done` not called and destroyed yet
-  std::deque<uint64_t> withdrawn_;                                     // wait for an I/O thread to tell their callers
+  std::deque<uint64_t> withdrawn_;  // by stop(): wait for an I/O thread to tell their callers
   bool refusing_ = false;
   bool stopped_ = false;
   uint64_t last_id_ = 0;

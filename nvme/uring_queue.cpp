@@ -81,6 +81,10 @@ class Ring {
   Ring& operator=(const Ring&) = delete;
   ~Ring() {
     if (!open_) return;
+    // A child that forked without exec has a copy of the ring's descriptor, which keeps the ring and all that is
+    // registered with it. (Only the ring's own thread comes here, and a child has no such thread.)
+    buffers_->close(ring_);
+    if (fixed_file_) (void)::io_uring_unregister_files(&ring_);
     before_unmapping_ring();
     ::io_uring_queue_exit(&ring_);
   }

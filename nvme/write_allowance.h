@@ -20,6 +20,10 @@ class WriteAllowance {
 
   /// False: they would be too many, and nothing was taken.
   bool take(uint64_t bytes, Clock::time_point now) noexcept;
+  /// What was taken at `when` is not written after all. It counts no more in the hour in which it was taken: given to
+  /// the present one, it would let others of that hour be forgotten.
+  /// REQUIRES: so much was taken at that time, and not given back yet; `now` as in take().
+  void give_back(uint64_t bytes, Clock::time_point when, Clock::time_point now) noexcept;
   /// In the last 24 hours.
   uint64_t taken() const noexcept { return taken_; }
 

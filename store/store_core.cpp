@@ -296,6 +296,7 @@ void StoreCore::forget(Record& record) noexcept {
   if (record.tier_ == nullptr) return;  // there was no memory to take it in
   const auto now = record.pass_->logs_ ? std::chrono::steady_clock::now() : PassLog::Time();
   Work work(*this);
+  bool withdrawn = false;
   {
     std::lock_guard lock(mutex_);
     Pass& pass = *record.pass_;
@@ -312,7 +313,8 @@ void StoreCore::forget(Record& record) noexcept {
     if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
     if (!under_way_.empty()) transfers_of_the_dead_ += static_cast<int64_t>(under_way_.erase(record.id_));
-    if (record.transfer_) work.orders().cancelled.push_back(*record.transfer_);
+    withdrawn = record.transfer_.has_value();
+    if (withdrawn) work.orders().cancelled.push_back(*record.transfer_);
     staging_full_ = false;
     if (!buried_.empty()) std::swap(work.exhumed, buried_);
     record.become(RecordState::kDead);
@@ -331,9 +333,9 @@ void StoreCore::forget(Record& record) noexcept {
   changed_.notify_all();  // there is room
   if (in_child_.load(std::memory_order_relaxed)) work.leave_to_parent();
   work.run();
-  if (!record.tier_->link) return;
+  if (!record.tier_->link && !withdrawn) return;
   std::lock_guard lock(mutex_);
-  for (auto& storage : std::exchange(buried_, {}))  // a cancelled copy may have let go of this record's memory
+  for (auto& storage : std::exchange(buried_, {}))  // what was cancelled may have let go of this record's memory
     work.exhumed.push_back(std::move(storage));
 }
 

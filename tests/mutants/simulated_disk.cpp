@@ -67,6 +67,25 @@ class TierState : public std::enable_shared_from_this<TierState> {
       }
       return true;
     }
+    end(it);
+    return true;
+  }
+  /// As the thread that asks for it.
+  void cancel(SpillTier::TransferId id) {
+    const auto found = std::ranges::find(transfers, id, &Transfer::id);
+    if (found == transfers.end() || found->begun) return;
+    found->cancelled = true;
+    end(found);
+  }
+  static Bytes size_of(const SpilledItem& item) { return item.item_->bytes; }
+  static std::shared_ptr<Item> share(const SpilledItem& item) { return item.item_; }
+
+  std::list<Transfer> transfers;
+  SpillTier::TransferId last_id = 0;
+  Bytes bytes;
+
+ private:
+  void end(std::list<Transfer>::iterator it) {
     Transfer ended = std::move(*it);
     transfers.erase(it);
     mutants::World::now()->set_disk_touched(ended.begun);
@@ -75,14 +94,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
       ended.write_done(ended.cancelled ? Result<SpilledItem>(withdrawn) : SpilledItem(std::move(ended.item)));
     else
       ended.read_done(ended.cancelled ? Status(withdrawn) : success());
-    return true;
   }
-  static Bytes size_of(const SpilledItem& item) { return item.item_->bytes; }
-  static std::shared_ptr<Item> share(const SpilledItem& item) { return item.item_; }
-
-  std::list<Transfer> transfers;
-  SpillTier::TransferId last_id = 0;
-  Bytes bytes;
 };
 
 Item::Item(std::shared_ptr<TierState> on, Bytes count) : tier(std::move(on)), bytes(count) {
@@ -144,8 +156,7 @@ SpillTier::TransferId SpillTier::read(const SpilledItem& item, std::vector<IoPie
 void SpillTier::raise_priority(TransferId) {}
 
 void SpillTier::cancel(TransferId id) {
-  for (auto& transfer : state_->transfers)
-    if (transfer.id == id) transfer.cancelled |= !transfer.begun;
+  state_->cancel(id);
 }
 
 SpillStats SpillTier::stats() const {

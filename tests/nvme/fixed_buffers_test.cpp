@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <optional>
 #include <stdexcept>
+#include <string>
 
+#include "child.h"
 #include "spill_fixture.h"
 #include "tests/support/eventually.h"
 
@@ -163,6 +167,31 @@ TEST_F(FixedBuffersTest, MoreThanAGibibyteIsRegisteredInParts) {
       std::all_of(across[0].data, across[0].data + across[0].bytes, [](std::byte b) { return b == std::byte{5}; }));
   watcher->goes(memory.data(), kGibibyte + (size_t{128} << 20));
   EXPECT_TRUE(registered(Bytes(0)));
+}
+
+/// Bytes of this process that the kernel has pinned for somebody.
+std::optional<Bytes> pinned() {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("VmPin:")) return KiB(std::stoll(line.substr(6)));
+  }
+  return std::nullopt;
+}
+
+TEST_F(FixedBuffersTest, AChildThatOutlivesTheTierKeepsNothingRegistered) {
+  open();
+  if (!uring()) GTEST_SKIP() << tier_->stats().description;
+  const auto before = pinned();
+  if (!before) GTEST_SKIP() << "this kernel does not say what is pinned";
+  const Memory memory(8 << 20, 1);
+  const auto watcher = tier_->watcher();
+  watcher->came(memory.data(), memory.bytes());
+  ASSERT_TRUE(registered(MiB(8)));
+  EXPECT_GE(*pinned() - *before, MiB(8));
+  const IdleChild child;
+  tier_.reset();
+  EXPECT_TRUE(test::eventually([&] { return *pinned() <= *before; })) << to_string(*pinned() - *before);
+  EXPECT_TRUE(child.lives());
 }
 
 TEST_F(FixedBuffersTest, PoolAndTierMayEndInAnyOrder) {

@@ -59,6 +59,16 @@ TEST(SpillFile, RefusesWhatIsNoFolder) {
   EXPECT_EQ(file.failure().system_errno, ENOTDIR);
 }
 
+TEST(SpillFile, WithoutDirectIoItIsBufferedAndLeavesNoName) {
+  Folder folder;
+  if (!folder.mount("ramfs", "")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  auto file = SpillFile::open(folder.path());
+  ASSERT_TRUE(file) << file.failure().message;
+  EXPECT_TRUE(folder.empty());
+  EXPECT_EQ(file.value().alignment().length, 1u);
+  EXPECT_NE(file.value().description().find("buffered"), std::string::npos) << file.value().description();
+}
+
 TEST(SpillFile, CallsTmpfsRamAndKeepsItsSizeWhenFull) {
   Folder folder;
   if (!folder.mount_tmpfs("4m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);

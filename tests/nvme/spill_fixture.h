@@ -42,8 +42,9 @@ class Folder {
   bool empty() const { return std::filesystem::is_empty(path_); }
 
   /// A tmpfs of this size over the folder. False: this process may not mount.
-  bool mount_tmpfs(const std::string& size) {
-    errno = mount_here("tmpfs", path_, "tmpfs", "size=" + size);
+  bool mount_tmpfs(const std::string& size) { return mount("tmpfs", "size=" + size); }
+  bool mount(const std::string& type, const std::string& options) {
+    errno = mount_here(type, path_, type, options);
     return mounted_ = errno == 0;
   }
 

@@ -6,7 +6,7 @@
 //   device error                   ADeadDeviceIsAnErrorAndNeverBytes; FuseDisk.*
 //   short transfers                AFileSizeLimitLoweredLaterIsAFullDiskAndNoSignal; FuseDisk.*
 //   EAGAIN, EINTR, odd orders      SpillTierSchedule; IoQueueContract
-//   hung device                    AHungDeviceIsToldAndItsMemoryKept
+//   hung device                    AHungDeviceIsToldAndItsMemoryKept, WhatIsCancelledWhileADeviceHangsEndsAtOnce
 //   slow device                    AThrottledFolderGetsLess
 //   killed process                 SpillTierProcess.KilledAtAnyMomentItLeavesNothing
 //   io_uring forbidden             SpillTierProcess, IoUring/Forbidden
@@ -200,6 +200,38 @@ TEST_P(SpillTierDisk, AHungDeviceIsToldAndItsMemoryKept) {
   EXPECT_TRUE(in == memory);
   tier->close();
   EXPECT_EQ(tier->stats().folders[0].silent_s, 0);
+}
+
+TEST_P(SpillTierDisk, WhatIsCancelledWhileADeviceHangsEndsAtOnce) {
+  if (!make_disk()) GTEST_SKIP() << why_not_;
+  auto tier = open(options(disk_->path()));
+  constexpr size_t kWrites = 10, kBegun = 4;  // of 4 MiB each: more than a queue has in flight
+  Memory memory(4 << 20, 1);
+  std::vector<Written> written(kWrites);
+  std::vector<SpillTier::TransferId> ids;
+  const auto write_all = [&] {
+    for (size_t i = 0; i < kWrites; ++i)
+      ids.push_back(tier->write(ids.size() + 1, memory.piece(), written[i].done()).value());
+  };
+  write_all();
+  for (Written& one : written) EXPECT_TRUE(one.get());  // from now on there is room in the file
+  ids.clear();
+  written = std::vector<Written>(kWrites);
+  {
+    const Freeze freeze(disk_->path());
+    if (freeze.error() != 0) GTEST_SKIP() << "cannot freeze: " << std::strerror(freeze.error());
+    write_all();
+    EXPECT_TRUE(test::eventually([&] { return tier->stats().folders[0].silent_s > 0.2; }));
+    for (size_t i = kBegun; i < kWrites; ++i) tier->cancel(ids[i]);
+    for (size_t i = kBegun; i < kWrites; ++i) EXPECT_TRUE(written[i].ready()) << i;
+    EXPECT_EQ(tier->stats().bytes, MiB(4.0 * kBegun)) << "the room of those is free";
+    EXPECT_FALSE(written[0].ready()) << "the kernel still has the memory";
+  }
+  for (size_t i = 0; i < kWrites; ++i) {
+    const auto result = written[i].get();
+    EXPECT_EQ(result.ok(), i < kBegun) << i;
+    if (!result.ok()) EXPECT_EQ(result.failure().code, FailureCode::kCancelled);
+  }
 }
 
 /// A control group of this test's, whose processes write to one disk at most so many bytes a second.

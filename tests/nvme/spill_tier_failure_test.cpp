@@ -131,6 +131,32 @@ TEST_F(SpillTierFailure, NoMoreIsWrittenInADayThanIsAllowed) {
   EXPECT_TRUE(write_one(4, small));
 }
 
+TEST_F(SpillTierFailure, WhatIsNotWrittenDoesNotCountInTheDays) {
+  close();
+  SpillOptions options;
+  options.folders = {folder_.path()};
+  options.budget = MiB(64);
+  options.most_written_a_day = MiB(5);
+  tier_ = open_by_hand(queue_, options);
+  Memory memory(5 << 20, 1);
+  for (uint64_t i = 0; i < 3; ++i) {  // withdrawn before it began
+    Written written;
+    const auto id = tier_->write(i, memory.piece(), written.done());
+    ASSERT_TRUE(id) << id.failure().message;
+    tier_->cancel(id.value());
+    EXPECT_FALSE(written.get());
+  }
+  Written written;
+  ASSERT_TRUE(tier_->write(3, memory.piece(), written.done()));
+  ASSERT_TRUE(queue_.take());
+  queue_.end(0, EIO);  // the other four are never begun
+  EXPECT_FALSE(written.get());
+  EXPECT_FALSE(tier_->write(4, memory.piece(), [](auto) { FAIL() << "refused, so never called"; }));
+  Memory rest(4 << 20, 2);
+  EXPECT_TRUE(write_one(5, rest));
+  EXPECT_FALSE(tier_->write(6, Memory(1 << 20).piece(), [](auto) { FAIL() << "refused, so never called"; }));
+}
+
 TEST_F(SpillTierFailure, AReadErrorIsTriedAgain) {
   Memory memory(2 << 20, 1), into(2 << 20);
   const SpilledItem item = write_one(1, memory);

@@ -113,12 +113,36 @@ TEST_F(SpillTierOrder, CancelWithdrawsOnlyWhatHasNotBegun) {
   tier_->cancel(a);
   tier_->cancel(b);
   tier_->cancel(b);
-  EXPECT_FALSE(waiting.ready()) << "told on an I/O thread, never inside cancel()";
-  queue_.run();
-  EXPECT_TRUE(begun.get());
+  EXPECT_FALSE(begun.ready());
+  ASSERT_TRUE(waiting.ready()) << "whatever the I/O threads do";
+  EXPECT_EQ(tier_->stats().bytes, MiB(2)) << "its room is free";
   const auto cancelled = waiting.get();
   ASSERT_FALSE(cancelled);
   EXPECT_EQ(cancelled.failure().code, FailureCode::kCancelled);
+  queue_.run();
+  EXPECT_TRUE(begun.get());
+}
+
+TEST_F(SpillTierOrder, WhatACancelledTransferHeldIsLetGoOfAtOnce) {
+  Memory memory(2 << 20, 1);
+  SpilledItem item = write_one(1, memory);
+  auto held = std::make_shared<int>();  // what a `done` owns
+  std::weak_ptr<int> watch = held;
+  Status told = success();
+  const uint64_t id = tier_->read(item, memory.piece(), Priority::kPrefetch, [this, held, &told](Status status) {
+    told = std::move(status);
+    tier_->stats();  // no lock is held
+  });
+  held.reset();
+  item = {};
+  tier_->cancel(id);
+  EXPECT_TRUE(watch.expired());
+  ASSERT_FALSE(told);
+  EXPECT_EQ(told.failure().code, FailureCode::kCancelled);
+  EXPECT_EQ(tier_->stats().bytes, Bytes(0));
+  tier_->cancel(id);
+  tier_->raise_priority(id);
+  EXPECT_FALSE(queue_.take());
 }
 
 TEST_F(SpillTierOrder, CompletionsInAnyOrderMakeTheSameItem) {

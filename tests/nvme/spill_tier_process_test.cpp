@@ -115,6 +115,26 @@ uint64_t free_blocks(const Folder& folder) {
   return status.f_bfree;
 }
 
+TEST(SpillTierProcess, AChildThatOutlivesTheTierKeepsNoRoom) {
+  Folder folder;
+  if (!folder.mount_tmpfs("64m")) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
+  const uint64_t before = free_blocks(folder);
+  for (const bool allow_io_uring : {true, false}) {
+    SpillOptions options = options_for(folder);
+    options.allow_io_uring = allow_io_uring;
+    auto tier = SpillTier::open(options);
+    ASSERT_TRUE(tier) << tier.failure().message;
+    SpilledItem item = write_now(*tier.value(), 1, Memory(8 << 20, 1).piece());
+    EXPECT_LT(free_blocks(folder), before);
+    const IdleChild child;
+    item = {};
+    tier.value()->close();
+    tier.value().reset();
+    EXPECT_TRUE(test::eventually([&] { return free_blocks(folder) == before; })) << "io_uring: " << allow_io_uring;
+    EXPECT_TRUE(child.lives());
+  }
+}
+
 /// A child that writes, reads and drops items until it is killed, and says at `ready` when the first one rests.
 [[noreturn]] void spill_for_ever(const Folder& folder, int ready) {
   auto tier = SpillTier::open(options_for(folder));

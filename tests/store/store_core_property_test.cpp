@@ -115,7 +115,7 @@ TEST_P(StoreCoreProperty, WhatWasPackedComesBackWithinBudget) {
     EXPECT_EQ(stats.kept.tensors + stats.spilled.tensors + stats.recomputed.tensors, stats.saved.tensors);
     if (budget == Bytes(0)) EXPECT_GT(stats.recomputed.tensors, 0);
     EXPECT_LE(stats.host.peak_bytes, stats.host.budget_bytes);
-    core->close();  // waits for cancelled writes, whose extents are free then
+    core->close();  // waits for writes of dead records that had begun, whose extents are free then
     EXPECT_EQ(core->stats().spill.bytes, Bytes(0));
     EXPECT_EQ(core->stats().handed_over, Bytes(0));
   }
