@@ -1,12 +1,16 @@
 #include <ebbtide/nvme/spill_file.h>
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +29,8 @@ constexpr unsigned kStatxDioAlign = 0x2000;
 constexpr size_t kDioMemAlignAt = 0x98;
 constexpr size_t kDioOffsetAlignAt = 0x9c;
 
+constexpr size_t kSmallest = 512, kLargest = 4096;  // that are tried
+
 /// What the kernel says: none if it does not know, zeros if it knows that direct I/O does not work on this file.
 std::optional<IoAlignment> alignment_by_statx(int fd) {
   alignas(struct statx) std::array<unsigned char, 256> answer{};
@@ -37,14 +43,13 @@ std::optional<IoAlignment> alignment_by_statx(int fd) {
   return IoAlignment{memory, length};
 }
 
-/// The smallest alignment with which a write gets through. Leaves the file empty.
-std::optional<IoAlignment> alignment_by_trial(int fd) {
-  constexpr size_t kLargest = 4096;
+/// The smallest alignment from `least` on with which a write gets through. Leaves the file empty.
+std::optional<IoAlignment> alignment_by_trial(int fd, size_t least) {
   const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(kLargest, 2 * kLargest), &std::free);
   if (!memory) return {};
   std::memset(memory.get(), 0, 2 * kLargest);
   std::optional<IoAlignment> found;
-  for (size_t align : {size_t{512}, kLargest}) {
+  for (size_t align : {least, kLargest}) {
     // At `align` bytes into aligned memory the address is a multiple of `align` and of nothing larger.
     const ssize_t written = ::pwrite(fd, static_cast<char*>(memory.get()) + align, align, 0);
     if (written == static_cast<ssize_t>(align)) {
@@ -81,12 +86,27 @@ int open_unnamed(const std::string& folder, int flags) {
   return named;
 }
 
-std::string file_system_name(int fd, bool& ram) {
+/// As statfs says it; 0: it does not.
+unsigned long file_system_of(int fd) {
   struct statfs status {};
-  if (::fstatfs(fd, &status) != 0) return "unknown file system";
-  const auto type = static_cast<unsigned long>(status.f_type);
-  ram = type == TMPFS_MAGIC || type == RAMFS_MAGIC;
+  return ::fstatfs(fd, &status) == 0 ? static_cast<unsigned long>(status.f_type) : 0;
+}
+
+/// REQUIRES: the file is empty.
+void overwrite_in_place(int fd, unsigned long file_system) {
+  // btrfs would write to new places, against the reservation, and keep checksums, for which newer kernels move all writes
+  // through the page cache. The tier has its own checksums. Elsewhere the flag means other things.
+  if (file_system != BTRFS_SUPER_MAGIC) return;
+  int flags = 0;
+  if (::ioctl(fd, FS_IOC_GETFLAGS, &flags) != 0) return;
+  flags |= FS_NOCOW_FL;
+  (void)::ioctl(fd, FS_IOC_SETFLAGS, &flags);  // refused, it is slower
+}
+
+std::string file_system_name(unsigned long type) {
   switch (type) {
+    case 0:
+      return "unknown file system";
     case TMPFS_MAGIC:
       return "tmpfs";
     case RAMFS_MAGIC:
@@ -115,6 +135,19 @@ std::string file_system_name(int fd, bool& ram) {
 
 }  // namespace
 
+size_t least_alignment(unsigned long file_system, size_t block) noexcept {
+  switch (file_system) {
+    case EXT4_SUPER_MAGIC:
+    case XFS_SUPER_MAGIC:  // these refuse what they cannot do directly
+    case TMPFS_MAGIC:
+    case FUSE_SUPER_MAGIC:
+    case NFS_SUPER_MAGIC:  // and these want no alignment
+      return kSmallest;
+    default:
+      return std::clamp(std::bit_floor(block), kSmallest, kLargest);
+  }
+}
+
 Failure system_failure(FailureCode code, int error, const std::string& what) {
   return {code, error, what + ": " + std::generic_category().message(error) + " (" + std::to_string(error) + ")."};
 }
@@ -140,9 +173,13 @@ Result<SpillFile> SpillFile::open(const std::string& folder) {
 }
 
 void SpillFile::find_alignment(bool direct) {
+  const unsigned long type = file_system_of(fd_);
+  overwrite_in_place(fd_, type);
   if (direct) {
+    struct stat status {};
+    const size_t block = ::fstat(fd_, &status) == 0 ? static_cast<size_t>(status.st_blksize) : kLargest;
     std::optional<IoAlignment> alignment = alignment_by_statx(fd_);
-    if (!alignment) alignment = alignment_by_trial(fd_);
+    if (!alignment) alignment = alignment_by_trial(fd_, least_alignment(type, block));
     direct = alignment && alignment->memory != 0 && alignment->length != 0;
     if (direct) alignment_ = *alignment;
   }
@@ -151,7 +188,8 @@ void SpillFile::find_alignment(bool direct) {
     const int flags = ::fcntl(fd_, F_GETFL);
     if (flags >= 0 && (flags & O_DIRECT)) ::fcntl(fd_, F_SETFL, flags & ~O_DIRECT);
   }
-  const std::string file_system = file_system_name(fd_, ram_);
+  ram_ = type == TMPFS_MAGIC || type == RAMFS_MAGIC;
+  const std::string file_system = file_system_name(type);
   // The kernel finishes a short transfer itself, and where FUSE does direct I/O it does so at the wrong place: at the
   // offset of the beginning (seen on Linux 6.18).
   if (file_system == "fuse") unfit_for_io_uring_ = "on FUSE it misplaces the rest of short transfers";

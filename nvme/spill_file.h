@@ -54,6 +54,11 @@ class SpillFile {
   std::string description_;
 };
 
+/// The smallest alignment worth a trial where the kernel does not say what direct I/O wants. Some file systems (btrfs, f2fs)
+/// take what is aligned to less than their blocks and move it through the page cache, several times slower, without a
+/// word; a trial cannot see that. `file_system`: as statfs says it. `block`: bytes, as stat says it.
+size_t least_alignment(unsigned long file_system, size_t block) noexcept;
+
 /// "… failed in /mnt/nvme0: No space left on device (28)."
 Failure system_failure(FailureCode code, int error, const std::string& what);
 

@@ -19,6 +19,14 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
+// Linux 6.0 and 6.1; liburing 2.2 does not name them, and passes them on.
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#endif
+
 namespace ebbtide::nvme {
 namespace {
 

@@ -57,7 +57,8 @@ int attach(int image) {
 
 }  // namespace
 
-Result<std::unique_ptr<LoopDisk>> LoopDisk::make(size_t bytes, const std::string& image_folder) {
+Result<std::unique_ptr<LoopDisk>> LoopDisk::make(size_t bytes, const std::string& image_folder,
+                                                 const std::string& file_system) {
   std::unique_ptr<LoopDisk> disk(new LoopDisk);
   disk->image_ = image_folder + "/ebbtide-image-XXXXXX";
   const int image = ::mkostemp(disk->image_.data(), O_CLOEXEC);
@@ -66,13 +67,15 @@ Result<std::unique_ptr<LoopDisk>> LoopDisk::make(size_t bytes, const std::string
     return cannot("make an image in " + image_folder, errno);
   }
   const int sized = ::ftruncate(image, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
-  const std::string make_file_system =
-      "PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F -m 0 -O ^has_journal " + disk->image_ + " >/dev/null 2>&1";
+  const std::string tool = "mkfs." + file_system;
+  const std::string make_file_system = "PATH=$PATH:/usr/sbin:/sbin " + tool +
+                                       (file_system == "ext4" ? " -q -F -m 0 -O ^has_journal " : " -q -f ") +
+                                       disk->image_ + " >/dev/null 2>&1";
   const bool made = sized == 0 && std::system(make_file_system.c_str()) == 0;
   if (made) disk->loop_ = attach(image);
   ::close(image);
   if (sized != 0) return cannot("size an image", sized);
-  if (!made) return Failure{FailureCode::kUnsupported, 0, "mkfs.ext4 does not work here"};
+  if (!made) return Failure{FailureCode::kUnsupported, 0, tool + " does not work here"};
   if (disk->loop_ < 0) return cannot("attach a loop device", -disk->loop_);
   struct stat status {};
   if (::fstat(disk->loop_, &status) != 0) return cannot("see the loop device", errno);
@@ -82,7 +85,7 @@ Result<std::unique_ptr<LoopDisk>> LoopDisk::make(size_t bytes, const std::string
   std::string folder = image_folder + "/ebbtide-disk-XXXXXX";
   if (::mkdtemp(folder.data()) == nullptr) return cannot("make a folder", errno);
   disk->path_ = folder;
-  const int mounted = mount_here(name, folder, "ext4", "");
+  const int mounted = mount_here(name, folder, file_system, "");
   if (mounted != 0) return cannot("mount a loop device", mounted);
   disk->mounted_ = true;
   return disk;

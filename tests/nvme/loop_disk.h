@@ -1,4 +1,4 @@
-// A disk of a test's own, which fails when it is told to: ext4 in a loop device.
+// A disk of a test's own, which fails when it is told to: a file system in a loop device.
 #pragma once
 
 #include <ebbtide/pinned_pool/result.h>
@@ -15,7 +15,8 @@ class LoopDisk {
  public:
   /// An image in `image_folder`, sparse, mounted over a new folder.
   /// Errors: kUnsupported, with what this process may not do here.
-  static Result<std::unique_ptr<LoopDisk>> make(size_t bytes, const std::string& image_folder);
+  static Result<std::unique_ptr<LoopDisk>> make(size_t bytes, const std::string& image_folder,
+                                                const std::string& file_system = "ext4");
   LoopDisk(const LoopDisk&) = delete;
   LoopDisk& operator=(const LoopDisk&) = delete;
   ~LoopDisk();

@@ -1,9 +1,14 @@
 #include "spill_fixture.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include <fstream>
+
+#include "loop_disk.h"
 
 namespace ebbtide::nvme {
 namespace {
@@ -27,9 +32,34 @@ TEST(SpillFile, AlignmentIsWhatWorks) {
   const IoAlignment align = file.value().alignment();
   if (align.length == 1) GTEST_SKIP() << "no direct I/O: " << file.value().description();
   Memory memory(8192);
-  ASSERT_EQ(512 % align.memory, 0u) << "the fixture's memory is aligned to 512";
-  EXPECT_EQ(::pwrite(file.value().fd(), memory.data(), align.length, 0), static_cast<ssize_t>(align.length));
+  std::byte* const from = align.memory <= 512 ? memory.data() : memory.page();
+  ASSERT_EQ(reinterpret_cast<uintptr_t>(from) % align.memory, 0u);
+  EXPECT_EQ(::pwrite(file.value().fd(), from, align.length, 0), static_cast<ssize_t>(align.length));
   EXPECT_NE(file.value().description().find("direct I/O"), std::string::npos);
+}
+
+TEST(SpillFile, ATrialIsBelievedOnlyWhereWhatCannotBeDirectIsRefused) {
+  EXPECT_EQ(least_alignment(EXT4_SUPER_MAGIC, 4096), 512u);
+  EXPECT_EQ(least_alignment(XFS_SUPER_MAGIC, 4096), 512u);
+  EXPECT_EQ(least_alignment(BTRFS_SUPER_MAGIC, 4096), 4096u);
+  EXPECT_EQ(least_alignment(F2FS_SUPER_MAGIC, 4096), 4096u);
+  const unsigned long unknown = 1;
+  EXPECT_EQ(least_alignment(unknown, 1024), 1024u);
+  EXPECT_EQ(least_alignment(unknown, 1 << 20), 4096u) << "of network file systems: what one transfer is best of";
+  EXPECT_EQ(least_alignment(unknown, 1), 512u);
+}
+
+TEST(SpillFile, OnBtrfsItIsOverwrittenInPlaceByWholeBlocks) {
+  auto disk = LoopDisk::make(size_t{256} << 20, ::testing::TempDir(), "btrfs");
+  if (!disk) GTEST_SKIP() << disk.failure().message;
+  auto opened = SpillFile::open(disk.value()->path());
+  ASSERT_TRUE(opened) << opened.failure().message;
+  SpillFile file = std::move(opened).value();
+  EXPECT_GE(file.alignment().memory, 4096u) << file.description();
+  EXPECT_GE(file.alignment().length, 4096u);
+  int flags = 0;
+  ASSERT_EQ(::ioctl(file.fd(), FS_IOC_GETFLAGS, &flags), 0);
+  EXPECT_TRUE(flags & FS_NOCOW_FL);
 }
 
 TEST(SpillFile, GrowsWithBlocksReserved) {

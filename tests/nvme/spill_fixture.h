@@ -68,6 +68,7 @@ class Memory {
     }
   }
   std::byte* data() const { return base_.get() + 512; }
+  std::byte* page() const { return base_.get(); }  ///< before data()
   size_t bytes() const { return bytes_; }
   std::vector<IoPiece> piece() const { return {{data(), bytes_}}; }
   /// Cut at these places.
