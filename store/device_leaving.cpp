@@ -266,8 +266,8 @@ void StoreCore::sink(Sink order) {
 
 void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory) {
   {
-    std::lock_guard lock(mutex_);
-    if (Record* record = arrived_locked(record_id)) {
+    std::unique_lock lock(mutex_);
+    if (Record* record = arrived_locked(lock, record_id, &item)) {
       record->lower_.sinking = false;
       if (trace_) trace_end_locked(Trace::Flow::kWrite, *record);
       sinking_ -= memory->bytes();

@@ -389,8 +389,8 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
 void StoreCore::lift_done(uint64_t record_id, const Status& status, std::shared_ptr<HostCopy> memory) {
   {
     Work work(*this);
-    std::lock_guard lock(mutex_);
-    if (Record* record = arrived_locked(record_id)) {
+    std::unique_lock lock(mutex_);
+    if (Record* record = arrived_locked(lock, record_id)) {
       record->lower_.lifting = false;
       --lifting_;
       if (trace_) trace_end_locked(Trace::Flow::kRead, *record);

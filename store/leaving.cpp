@@ -35,6 +35,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
     begin_leaving_locked(tier, pass, work);
     drop_clean_locked(tier, tier.budget, work);
     put_off_lifts_locked(tier, work);
+    const bool disk_full = full_at_.has_value();
     const bool over = tier.held() > tier.budget;
     if (over && tier.link && tier.host_full) sink_locked(tier.host_wanted, work);
     if (!work.empty()) {
@@ -106,6 +107,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       }
       warn_once_locked("kept over budget", why + " The tensors are kept.");
     }
+    if (over && disk_full && !full_at_) continue;  // it has just got room
     break;
   }
   deliver_warnings();
@@ -374,8 +376,8 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
 
 void StoreCore::write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage) {
   {
-    std::lock_guard lock(mutex_);
-    Record* record = arrived_locked(record_id);
+    std::unique_lock lock(mutex_);
+    Record* record = arrived_locked(lock, record_id, &item);
     // The record holds it too; one that died left it to us, and what may run the framework's code waits for a caller.
     if (storage && record == nullptr && !storage->plain()) buried_.push_back(std::move(storage));
     if (record != nullptr) {

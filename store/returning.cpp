@@ -282,8 +282,8 @@ void StoreCore::read(const std::shared_ptr<Record>& record, Urgency urgency) {
 void StoreCore::read_done(uint64_t record_id, const Status& status) {
   {
     Work work(*this);
-    std::lock_guard lock(mutex_);
-    if (Record* record = arrived_locked(record_id)) {
+    std::unique_lock lock(mutex_);
+    if (Record* record = arrived_locked(lock, record_id)) {
       if (status.ok()) {
         record->become(RecordState::kClean);
         place_locked(*record->resident_);

@@ -339,9 +339,15 @@ void StoreCore::forget(Record& record) noexcept {
     work.exhumed.push_back(std::move(storage));
 }
 
-Record* StoreCore::arrived_locked(uint64_t record_id) noexcept {
+Record* StoreCore::arrived_locked(std::unique_lock<std::mutex>& lock, uint64_t record_id,
+                                  Result<SpilledItem>* written) noexcept {
   const auto found = under_way_.find(record_id);
   if (found == under_way_.end()) {
+    if (written != nullptr) {  // who waits for the transfers of the dead looks for room when they are no more
+      lock.unlock();
+      *written = SpilledItem();
+      lock.lock();
+    }
     --transfers_of_the_dead_;
     return nullptr;
   }

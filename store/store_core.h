@@ -368,8 +368,10 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void read_done(uint64_t record_id, const Status& status);
   void check_fingerprint(const Record& record, const std::byte* data) const;
 
-  /// The record whose transfer has ended; null if it died meanwhile.
-  Record* arrived_locked(uint64_t record_id) noexcept;
+  /// The record whose transfer has ended; null if it died meanwhile. Then the lock is let go of in between, and what was
+  /// `written` is gone.
+  Record* arrived_locked(std::unique_lock<std::mutex>& lock, uint64_t record_id,
+                         Result<SpilledItem>* written = nullptr) noexcept;
 
   DeviceTier& tier_of(const View& view);
   Few<DeviceTier*> all_tiers();
