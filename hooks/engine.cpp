@@ -2,6 +2,7 @@
 #include <ebbtide/hooks/counted_hooks.h>
 #include <ebbtide/hooks/engine.h>
 #include <ebbtide/hooks/hook_source.h>
+#include <ebbtide/hooks/on_this_thread.h>
 #include <ebbtide/hooks/saved_tensor.h>
 #include <ebbtide/hooks/scope.h>
 
@@ -84,8 +85,9 @@ class StoreEngine final : public Engine {
   }
 
   std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
-    Scope* scope = Scope::current();
-    if (HookSource* source = HookSource::current();
+    const OnThisThread& here = OnThisThread::get();
+    Scope* scope = here.scope;
+    if (HookSource* source = here.source;
         source != nullptr && source->comes_before(scope) && (!in_forked_child() || source->takes() == nullptr))
       return hooks_of_source(*source);
     if (scope == nullptr) scope = CarriedScope::current();

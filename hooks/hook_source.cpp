@@ -1,30 +1,26 @@
 #include <ebbtide/hooks/hook_source.h>
+#include <ebbtide/hooks/on_this_thread.h>
 
 #include <ATen/SavedTensorHooks.h>
 
 #include <utility>
 
 namespace ebbtide {
-namespace {
-
-thread_local HookSource* innermost = nullptr;
-
-}  // namespace
 
 HookSource* HookSource::current() noexcept {
-  return innermost;
+  return OnThisThread::get().source;
 }
 
 HookSource::HookSource(std::shared_ptr<StoreCore> home)
-    : outer_(innermost),
-      scope_(Scope::current()),
+    : outer_(OnThisThread::get().source),
+      scope_(OnThisThread::get().scope),
       home_(home || outer_ == nullptr ? std::move(home) : outer_->home_),
       python_hooks_outside_(at::SavedTensorDefaultHooks::get_tls_state().stack.size()) {
-  innermost = this;
+  OnThisThread::get().source = this;
 }
 
 HookSource::~HookSource() {
-  innermost = outer_;
+  OnThisThread::get().source = outer_;
 }
 
 }  // namespace ebbtide

@@ -1,4 +1,5 @@
 #include <ebbtide/hooks/module_path.h>
+#include <ebbtide/hooks/on_this_thread.h>
 
 #include <algorithm>
 #include <vector>
@@ -7,13 +8,12 @@ namespace ebbtide {
 namespace {
 
 thread_local std::vector<const RegionLabel*> entered;
-thread_local const RegionLabel* innermost = nullptr;  // by itself: looked at for each tensor that is saved
 
 }  // namespace
 
 void ModulePath::enter() const {
   entered.push_back(label_);
-  innermost = label_;
+  OnThisThread::get().module = label_;
 }
 
 void ModulePath::leave() const noexcept {
@@ -27,11 +27,7 @@ size_t ModulePath::depth() noexcept {
 
 void ModulePath::leave_to(size_t depth) noexcept {
   if (depth < entered.size()) entered.resize(depth);
-  innermost = entered.empty() ? nullptr : entered.back();
-}
-
-const RegionLabel* ModulePath::current() noexcept {
-  return innermost;
+  OnThisThread::get().module = entered.empty() ? nullptr : entered.back();
 }
 
 }  // namespace ebbtide

@@ -27,9 +27,6 @@ class EBBTIDE_API ModulePath {
   static size_t depth() noexcept;
   static void leave_to(size_t depth) noexcept;
 
-  /// Of the last that was entered on this thread; null where there is none.
-  static const RegionLabel* current() noexcept;
-
  private:
   const RegionLabel* label_;
 };

@@ -1,4 +1,4 @@
-#include <ebbtide/hooks/module_path.h>
+#include <ebbtide/hooks/on_this_thread.h>
 #include <ebbtide/hooks/region.h>
 
 #include <algorithm>
@@ -13,7 +13,6 @@ struct Entered {
   const RegionLabel* label;
 };
 thread_local std::vector<Entered> entered;
-thread_local const RegionLabel* innermost = nullptr;  // by itself: looked at for each tensor that is saved
 
 uint64_t next_number() {
   static std::atomic<uint64_t> next{1};
@@ -24,16 +23,17 @@ uint64_t next_number() {
 
 Region::Region(std::string_view name, Policy policy) : number_(next_number()) {
   entered.push_back({number_, RegionLabel::of(name, policy)});
-  innermost = entered.back().label;
+  OnThisThread::get().region = entered.back().label;
 }
 
 Region::~Region() {
   std::erase_if(entered, [&](const Entered& region) { return region.number == number_; });
-  innermost = entered.empty() ? nullptr : entered.back().label;
+  OnThisThread::get().region = entered.empty() ? nullptr : entered.back().label;
 }
 
 const RegionLabel* current_region() noexcept {
-  return innermost != nullptr ? innermost : ModulePath::current();
+  const OnThisThread& here = OnThisThread::get();
+  return here.region != nullptr ? here.region : here.module;
 }
 
 }  // namespace ebbtide

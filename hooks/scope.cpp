@@ -1,4 +1,5 @@
 #include <ebbtide/hooks/engine.h>
+#include <ebbtide/hooks/on_this_thread.h>
 #include <ebbtide/hooks/scope.h>
 #include <ebbtide/store/error.h>
 
@@ -8,11 +9,6 @@
 #include <utility>
 
 namespace ebbtide {
-namespace {
-
-thread_local Scope* innermost = nullptr;
-
-}  // namespace
 
 std::shared_ptr<HooksOfStore> hooks_of(StoreCore& core) {
   return std::static_pointer_cast<HooksOfStore>(core.extension([&] { return std::make_shared<HooksOfStore>(core); }));
@@ -35,6 +31,7 @@ Scope::Scope(std::shared_ptr<StoreCore> core, Where where)
   if (where == Where::kNowhere) return;
   if (!at::SavedTensorDefaultHooks::is_enabled())
     core_->note_passed_through("saved-tensor hooks disabled by torch", Bytes(0));
+  Scope*& innermost = OnThisThread::get().scope;
   for (Scope* scope = innermost; scope != nullptr; scope = scope->outer_)
     if (scope->core_ == core_) host_ = scope->host_ != nullptr ? scope->host_ : scope;
   if (host_ == nullptr && hooks_->recipes.trust().possible()) hooks_->parameters.take_down_versions();
@@ -72,6 +69,7 @@ void Scope::carry() {
 }
 
 void Scope::unlink() noexcept {
+  Scope*& innermost = OnThisThread::get().scope;
   for (Scope** link = &innermost; *link != nullptr; link = &(*link)->outer_) {
     if (*link == this) {
       *link = outer_;
@@ -90,7 +88,7 @@ void Scope::unlink() noexcept {
 }
 
 Scope* Scope::current() noexcept {
-  return innermost;
+  return OnThisThread::get().scope;
 }
 
 }  // namespace ebbtide

@@ -297,6 +297,7 @@ void StoreCore::forget(Record& record) noexcept {
   const auto now = record.pass_->logs_ ? std::chrono::steady_clock::now() : PassLog::Time();
   Work work(*this);
   bool withdrawn = false;
+  bool waited_for = false;
   {
     std::lock_guard lock(mutex_);
     Pass& pass = *record.pass_;
@@ -329,8 +330,9 @@ void StoreCore::forget(Record& record) noexcept {
     }
     if (pass.in_backward_) prefetch_locked(pass, host_, {kHostStream}, work);
     if (trace_) trace_levels_locked(std::chrono::steady_clock::now());
+    waited_for = waiting_ > 0;
   }
-  changed_.notify_all();  // there is room
+  if (waited_for) changed_.notify_all();  // there is room
   if (in_child_.load(std::memory_order_relaxed)) work.leave_to_parent();
   work.run();
   if (!record.tier_->link && !withdrawn) return;
@@ -457,7 +459,10 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
   lock.lock();
   try {
     while (!done()) {
-      if (changed_.wait_for(lock, std::chrono::milliseconds(100)) != std::cv_status::timeout) continue;
+      ++waiting_;
+      const std::cv_status woken = changed_.wait_for(lock, std::chrono::milliseconds(100));
+      --waiting_;
+      if (woken != std::cv_status::timeout) continue;
       const bool warned = warn_of_silence_locked();
       if (!warned && !waiter) continue;
       lock.unlock();

@@ -439,6 +439,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // some transfer has ended
+  int64_t waiting_ = 0;              // how many threads for that
   std::deque<DeviceTier> tiers_;     // a device each, the host device first; grows only
   DeviceTier& host_;                 // of CPU tensors
   StorageIndex by_storage_;

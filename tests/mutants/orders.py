@@ -73,7 +73,7 @@ EXEMPT = (
         (
             "wait(lock, nullptr, StallCause::kClose, nullptr, [&] { return !under_way(); });",
             "double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallCause cause, Record* wanted,",
-            "if (changed_.wait_for(lock, std::chrono::milliseconds(100)) != std::cv_status::timeout) continue;",
+            "const std::cv_status woken = changed_.wait_for(lock, std::chrono::milliseconds(100));",
         ),
     ),
     (
