@@ -143,7 +143,11 @@ Result<Arena::Allocation> PoolState::acquire_piece(size_t home, size_t bytes, bo
     // Slabs are pushed under grow_mutex_ only: a ready one that did not help means that jemalloc itself has given up.
     if (arena.has_ready()) return Failure{FailureCode::kUnsupported, 0, "jemalloc does not take slabs any more"};
     auto slab = make_slab(home, slab_bytes_, true);
-    if (!slab) return std::move(slab).failure();
+    if (!slab) {  // meanwhile something may have come back
+      (void)collect();
+      if (const auto piece = attempt()) return *piece;
+      return std::move(slab).failure();
+    }
     arena.push(std::move(slab).value());
   }
 }
