@@ -69,6 +69,7 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
     EventPtr after;
     StreamId stream{};
     bool promised = false;
+    uint64_t rooms = 0;
     {
       std::lock_guard lock(mutex_);
       if (record->state_ != RecordState::kLeaving) continue;
@@ -80,6 +81,7 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
       after = record->packed_;
       stream = resident.stream;
       promised = host_is_promised_locked(*record->tier_, bytes);
+      rooms = host_rooms_;
     }
     const NvtxRange range(NvtxRange::Of::kLeave, bytes);
     std::shared_ptr<HostCopy> memory;
@@ -96,8 +98,8 @@ void StoreCore::copy_out(const Few<CopyOut>& orders) {
         place_locked(*stays.resident_, /*to_front=*/true);
       }
       if (bytes > pool.most_slab_bytes)
-        record->stays_ = true;  // and must not bar the way of those behind it
-      else
+        record->stays_ = true;        // and must not bar the way of those behind it
+      else if (rooms == host_rooms_)  // else it may have been refused what has come back since
         note_host_full_locked(*record->tier_, bytes,
                               /*short_of_memory=*/!promised && pool.slab_bytes < pool.most_slab_bytes);
       break;  // and kick: a caller may wait for the copies before this one

@@ -334,9 +334,11 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
 void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
   const auto from = urgency == Urgency::kDemand ? HostCopy::From::kPoolOrSystem : HostCopy::From::kReadyPool;
   bool promised = false;
+  uint64_t rooms = 0;
   if (urgency == Urgency::kPrefetch) {
     std::lock_guard lock(mutex_);
     promised = host_is_promised_locked(*record->tier_, record->packed_bytes());
+    rooms = host_rooms_;
   }
   std::shared_ptr<HostCopy> memory;
   const NumaNode node = record->tier_->node;
@@ -353,7 +355,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                 "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                     " that comes back: lower host_budget"};
       } else {
-        record->tier_->lifts_full = true;
+        record->tier_->lifts_full = rooms == host_rooms_;
         record->tier_->host_wanted = record->packed_bytes();
         put_off_locked(*record);
       }

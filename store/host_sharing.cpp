@@ -64,6 +64,7 @@ void StoreCore::note_wants_locked(const Pass& pass) noexcept {
 }
 
 void StoreCore::note_host_room_locked() noexcept {
+  ++host_rooms_;
   for (DeviceTier& tier : tiers_) tier.host_full = tier.lifts_full = false;
 }
 

@@ -36,6 +36,7 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
     drop_clean_locked(tier, tier.budget, work);
     put_off_lifts_locked(tier, work);
     const bool disk_full = full_at_.has_value();
+    const bool was_full = tier.host_full;
     const bool over = tier.held() > tier.budget;
     if (over && tier.link && tier.host_full) sink_locked(tier.host_wanted, work);
     if (!work.empty()) {
@@ -44,9 +45,8 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       continue;
     }
     if (over && !closed_ && tier.link) {
-      const bool was_full = tier.host_full;
       if (hasten(lock, tier)) continue;
-      if (was_full && !tier.host_full) continue;  // the lock was let go of, and meanwhile something made room
+      if (was_full && !tier.host_full) continue;  // meanwhile something made room
       if (tier.host_full && sinking_ > Bytes(0)) {
         wait(lock, pass, StallCause::kHostRoom, nullptr,
              [&] { return within() || !tier.host_full || sinking_ == Bytes(0); });

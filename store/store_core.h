@@ -494,6 +494,7 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   Bytes host_bytes_;                      // in them
   Bytes host_pool_bytes_;                 // the same, as the pool counts
   Bytes sinking_;                         // of those that a disk reads
+  uint64_t host_rooms_ = 0;               // how often there was more room there
   int64_t copies_out_done_ = 0;           // well or not
   int64_t lifting_ = 0;                   // reads into the host tier under way
 };
