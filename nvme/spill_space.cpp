@@ -297,6 +297,12 @@ void SpillSpace::release(const std::vector<PlacedExtent>& extents) noexcept {
   }
 }
 
+Bytes SpillSpace::bytes() const noexcept {
+  if (forked()) return Bytes(0);
+  std::lock_guard lock(mutex_);
+  return Bytes(static_cast<int64_t>(used_));
+}
+
 void SpillSpace::report(SpillStats& stats) const {
   std::lock_guard lock(mutex_);
   stats.bytes = Bytes(static_cast<int64_t>(used_));

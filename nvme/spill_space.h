@@ -58,6 +58,7 @@ class SpillSpace {
   bool ram() const noexcept;
   /// True in a child of the process that opened the tier.
   bool forked() const noexcept;
+  Bytes bytes() const noexcept;  ///< in use; 0 in a forked child
   /// Fills bytes, peak_bytes, budget, quarantined.
   void report(SpillStats& stats) const;
 

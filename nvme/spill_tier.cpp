@@ -45,6 +45,9 @@ void SpillTier::cancel(TransferId id) {
 SpillStats SpillTier::stats() const {
   return state_->stats();
 }
+Bytes SpillTier::bytes() const noexcept {
+  return state_->bytes();
+}
 std::shared_ptr<SlabWatcher> SpillTier::watcher() const {
   class Watcher final : public SlabWatcher {
    public:

@@ -123,6 +123,8 @@ class SpillTier {
   void cancel(TransferId id);
 
   SpillStats stats() const;
+  /// SpillStats::bytes alone.
+  Bytes bytes() const noexcept;
 
   /// For pools whose blocks the tier is to write and read: what io_uring has registered costs a third less of the
   /// processor. May outlive the tier. Memory must be gone from it before it may be mapped again elsewhere.

@@ -60,6 +60,7 @@ class TierState : public std::enable_shared_from_this<TierState> {
   void raise_priority(uint64_t id);
   void cancel(uint64_t id);
   SpillStats stats() const;
+  Bytes bytes() const noexcept { return space_->bytes(); }
   void use_memory(std::byte* data, size_t bytes) noexcept;
   void forget_memory(const std::byte* data, size_t bytes) noexcept;
 

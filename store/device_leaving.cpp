@@ -255,24 +255,28 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
 }
 
 void StoreCore::sink(Sink order) {
-  auto submitted = spill_->write(
-      order.record_id, {order.memory->pieces().begin(), order.memory->pieces().end()},
-      [weak_core = weak_from_this(), id = order.record_id, memory = order.memory](Result<SpilledItem> item) mutable {
-        if (auto core = weak_core.lock()) core->sink_done(id, std::move(item), std::move(memory));
-      });
-  if (!submitted.ok()) return sink_done(order.record_id, submitted.failure(), order.memory);
+  std::vector<IoPiece> pieces(order.memory->pieces().begin(), order.memory->pieces().end());
+  const Bytes held = spill_->bytes();
+  auto submitted = spill_->write(order.record_id, std::move(pieces),
+                                 [weak_core = weak_from_this(), id = order.record_id,
+                                  memory = std::move(order.memory)](Result<SpilledItem> item) mutable {
+                                   if (auto core = weak_core.lock())
+                                     core->sink_done(id, std::move(item), std::move(memory));
+                                 });
+  if (!submitted.ok()) return sink_done(order.record_id, submitted.failure(), nullptr, held);
   std::lock_guard lock(mutex_);
   const auto under_way = under_way_.find(order.record_id);
   if (under_way != under_way_.end()) under_way->second->transfer_ = submitted.value();  // else done, or dead, already
 }
 
-void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory) {
+void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory,
+                          Bytes held_before) {
   {
     std::unique_lock lock(mutex_);
     if (Record* record = arrived_locked(lock, record_id, &item)) {
       record->lower_.sinking = false;
       if (trace_) trace_end_locked(Trace::Flow::kWrite, *record);
-      sinking_ -= memory->bytes();
+      sinking_ -= record->lower_.memory->bytes();
       if (item.ok()) {
         write_errors_ = 0;
         record->item_ = std::move(item).value();
@@ -280,7 +284,7 @@ void StoreCore::sink_done(uint64_t record_id, Result<SpilledItem> item, std::sha
         const bool wanted_again = record->state_ == RecordState::kReturning && !record->lower_.returning;
         if (!wanted_again) (void)let_go_host_locked(*record);
       } else if (item.failure().code != FailureCode::kCancelled) {
-        note_write_error_locked(item.failure());
+        note_write_error_locked(item.failure(), held_before);
       }
     }
     memory = nullptr;

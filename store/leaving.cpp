@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <tuple>
@@ -116,14 +117,14 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
 bool StoreCore::may_spill_locked() noexcept {
   if (!spill_ || closed_ || write_errors_ >= kErrorsToGiveUp) return false;
   if (!full_at_) return true;
-  if (spill_->stats().bytes >= *full_at_ && std::chrono::steady_clock::now() < full_until_) return false;
+  if (spill_->bytes() >= *full_at_ && std::chrono::steady_clock::now() < full_until_) return false;
   full_at_.reset();
   return true;
 }
 
-/// REQUIRES: the tier said that it has no room.
-void StoreCore::note_full_locked() {
-  full_at_ = spill_->stats().bytes;
+/// REQUIRES: the tier said that it has no room. `held_before`: by it, before it was asked: what has gone since is room.
+void StoreCore::note_full_locked(Bytes held_before) {
+  full_at_ = std::max(held_before, spill_->bytes());
   full_until_ = std::chrono::steady_clock::now() + kAskAgainAfter;
 }
 
@@ -358,6 +359,7 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
     }
     under_way_.emplace(record->id_, record.get());
   }
+  const Bytes held = spill_->bytes();
   auto submitted = spill_->write(
       record->id_, {{first + layout.head, layout.middle}},
       [weak_core = weak_from_this(), id = record->id_, storage = storage](Result<SpilledItem> item) mutable {
@@ -369,7 +371,7 @@ void StoreCore::write(const std::shared_ptr<Record>& record, const std::shared_p
     record->transfer_ = submitted.value();
   } else {
     under_way_.erase(record->id_);
-    write_failed_locked(*record, submitted.failure());
+    write_failed_locked(*record, submitted.failure(), held);
     changed_.notify_all();
   }
 }
@@ -395,15 +397,15 @@ void StoreCore::write_done(uint64_t record_id, Result<SpilledItem> item, std::sh
   changed_.notify_all();
 }
 
-void StoreCore::write_failed_locked(Record& record, const Failure& failure) {
+void StoreCore::write_failed_locked(Record& record, const Failure& failure, Bytes held_before) {
   record.become(RecordState::kResident);
   place_locked(*record.resident_);
-  note_write_error_locked(failure);
+  note_write_error_locked(failure, held_before);
 }
 
-void StoreCore::note_write_error_locked(const Failure& failure) {
+void StoreCore::note_write_error_locked(const Failure& failure, Bytes held_before) {
   if (failure.code == FailureCode::kNoSpace)
-    note_full_locked();
+    note_full_locked(held_before);
   else
     ++write_errors_;
   last_write_error_ = failure.message;

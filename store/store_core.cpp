@@ -313,7 +313,10 @@ void StoreCore::forget(Record& record) noexcept {
     if (record.label_ != nullptr) count_in(regions_[record.label_]).add(record.footprint_);
     if (record.tier_->link) forget_copies_locked(record, work);
     detach_locked(record, work);
-    if (!under_way_.empty()) transfers_of_the_dead_ += static_cast<int64_t>(under_way_.erase(record.id_));
+    if (!under_way_.empty() && under_way_.erase(record.id_) > 0) {
+      ++transfers_of_the_dead_;
+      record.item_ = {};  // what it has on disk is no more when the transfer is over
+    }
     withdrawn = record.transfer_.has_value();
     if (withdrawn) work.orders().cancelled.push_back(*record.transfer_);
     staging_full_ = false;

@@ -259,13 +259,13 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   bool may_leave_locked(DeviceTier& tier) noexcept;
   bool none_can_leave_locked(DeviceTier& tier, Bytes only_here);
   static const Record* too_large_locked(const DeviceTier& tier) noexcept;
-  void note_full_locked();
+  void note_full_locked(Bytes held_before);
   static void note_host_full_locked(DeviceTier& tier, Bytes wanted, bool short_of_memory) noexcept;
   std::string why_nothing_leaves_locked(const DeviceTier& tier) const;
   void write(const std::shared_ptr<Record>& record, const std::shared_ptr<DeviceStorage>& storage);
   void write_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<DeviceStorage> storage);
-  void write_failed_locked(Record& record, const Failure& failure);
-  void note_write_error_locked(const Failure& failure);
+  void write_failed_locked(Record& record, const Failure& failure, Bytes held_before = {});
+  void note_write_error_locked(const Failure& failure, Bytes held_before);
 
   // planning.cpp: passes that follow what was learned of those before.
   void freeze_plan();
@@ -328,7 +328,8 @@ class EBBTIDE_API StoreCore : public std::enable_shared_from_this<StoreCore> {
   void sink_ahead();
   void sink_locked(Bytes wanted, Work& work);
   void sink(Sink order);
-  void sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory);
+  void sink_done(uint64_t record_id, Result<SpilledItem> item, std::shared_ptr<HostCopy> memory,
+                 Bytes held_before = {});
   void hold_host_locked(Record& record, std::shared_ptr<HostCopy> memory);
   std::shared_ptr<HostCopy> let_go_host_locked(Record& record) noexcept;
   void settle_passage_locked(Passage& passage, Record* record, Work& work);

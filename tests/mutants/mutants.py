@@ -256,7 +256,13 @@ MUTANTS = (
         "(out && out->state() == CopyState::kPassed)",
         "!mutants::stops_end({name}, !(out && out->state() == CopyState::kPassed), memory, out)",
     ),
-    captured("sink.memory", "host memory is not handed out again while the disk reads it", OUT, "memory = order.memory](Result", "order.memory"),
+    woven(
+        "sink.memory",
+        "host memory is not handed out again while the disk reads it",
+        OUT,
+        "memory = std::move(order.memory)](Result",
+        "memory = mutants::held({name}, order.memory)](Result",
+    ),
     woven(
         "lift.memory",
         "nor while the disk fills it",

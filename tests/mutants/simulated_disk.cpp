@@ -163,6 +163,10 @@ SpillStats SpillTier::stats() const {
   return {.bytes = state_->bytes, .budget = GiB(1024)};
 }
 
+Bytes SpillTier::bytes() const noexcept {
+  return state_->bytes;
+}
+
 std::shared_ptr<SlabWatcher> SpillTier::watcher() const {
   return nullptr;
 }
