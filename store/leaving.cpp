@@ -90,7 +90,8 @@ void StoreCore::settle(Pass* pass, DeviceTier& tier, Until until) {
       continue;
     }
     if (until == Until::kAllIsGoneThatLeavesAtOnce && !tier.link && !closed_ && tier.leaving_at_once() > 0) {
-      wait(lock, pass, StallCause::kRoom, nullptr, [&] { return tier.some_at_once() || tier.leaving_at_once() == 0; });
+      wait(lock, pass, StallCause::kRoom, nullptr,
+           [&, seen = tier.leaving_at_once()] { return tier.leaving_at_once() < seen; });
       continue;
     }
     tier.note_peak();

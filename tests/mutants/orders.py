@@ -62,7 +62,7 @@ EXEMPT = (
             "wait(lock, pass, StallCause::kRoom, nullptr, [&] {",
             "wait(lock, pass, StallCause::kRoom, nullptr, [&] {",
             "wait(lock, pass, StallCause::kRoom, nullptr,",
-            "wait(lock, pass, StallCause::kRoom, nullptr, [&] { return tier.some_at_once() || tier.leaving_at_once() == 0; });",
+            "wait(lock, pass, StallCause::kRoom, nullptr,",
         ),
     ),
     ("The same.", "store/returning.cpp", ("waited_s += wait(lock, record.pass_.get(), StallCause::kReturn, &record,",)),

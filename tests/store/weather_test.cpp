@@ -204,6 +204,29 @@ TEST(SlowDisk, WhatTransfersOfTheDeadHoldOfItIsNoShortage) {
   }
 }
 
+/// What is to leave at once and cannot, beside what is leaving: who waits for that sleeps.
+TEST(SlowDisk, WhatHasNoRoomThereWakesNobody) {
+  const TemporaryFolder folder("ebbtide-weather-at-once-");
+  const SlowDisks disks(10e6);
+  Options options;
+  options.device_budget = MiB(64);
+  options.spill_budget = MiB(1);
+  options.spill_to = {folder.path()};
+  options.min_bytes = KiB(4);
+  const auto core = StoreCore::open(options);
+  core->set_warning_handler([](const std::string&) {});  // a disk that is full
+  std::shared_ptr<Pass> pass;
+  std::vector<std::shared_ptr<Record>> records;
+  for (int i = 0; i < 2; ++i) {
+    const Memory memory(1 << 20);
+    StoreCore::View view = whole(memory);
+    view.region = RegionLabel::of("at once", Policy::kSpill);
+    records.push_back(core->pack(pass, view, [&] { return std::make_shared<FakeStorage>(memory); }).record);
+  }
+  core->scope_ended(pass);
+  EXPECT_LT(core->stats().stalls["room"].times, 10);
+}
+
 TEST_P(Weather, ALongPrefixInCommon) {
   // Passes follow a plan until they go another way, each at another place.
   const Shape shape = shape_of(5), other = shape_of(6);
