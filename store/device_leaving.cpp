@@ -231,8 +231,10 @@ void StoreCore::sink_ahead() {
 /// Lets host copies go to disk until as much as `wanted` is on its way: the oldest, first of the devices that have more
 /// than their share.
 void StoreCore::sink_locked(Bytes wanted, Work& work) {
-  if (!may_spill_locked()) return;
+  const bool may_spill = may_spill_locked();
+  if (!may_spill && (!full_at_ || closed_)) return;  // a disk that is closed is read no more
   for (const bool over_share : {true, false}) {
+    if (!may_spill && !over_share) return;  // what is on disk already has gone
     LowerCopy* next = nullptr;
     for (LowerCopy* copy = host_copies_.front(); copy != nullptr && sinking_ < wanted; copy = next) {
       next = host_copies_.next(*copy);
@@ -243,7 +245,8 @@ void StoreCore::sink_locked(Bytes wanted, Work& work) {
         (void)let_go_host_locked(record);
         continue;
       }
-      if (record.item_ || (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower)) continue;
+      if (!may_spill || record.item_) continue;
+      if (record.state_ != RecordState::kClean && record.state_ != RecordState::kLower) continue;
       if (over_share && record.tier_->host_bytes <= host_share_locked(*record.tier_)) continue;
       copy->sinking = true;
       sinking_ += copy->memory->bytes();

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -142,8 +143,9 @@ TEST_P(Weather, AMixtureOfExperts) {
   training->end();
 }
 
-/// A backward that stops early leaves tensors on their way up from a slow disk, which nobody comes to take.
-TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
+/// A backward that stops early, after `used` of 240 tensors, leaves others on their way up from a slow disk, which nobody
+/// comes to take. Then a pass saves `later_count` more.
+void crowd_with_lifted(std::optional<Bytes> spill_budget, int used, uint64_t later_count) {
   const TemporaryFolder folder("ebbtide-weather-lifted-");
   const SlowDisks disks(100e6);
   constexpr size_t kSize = 64 << 10;
@@ -151,8 +153,11 @@ TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
   options.device_budget = MiB(4);
   options.host_budget = MiB(2);
   options.spill_to = {folder.path()};
+  options.spill_budget = spill_budget;
   options.min_bytes = KiB(4);
+  options.on_full = OnFull::kRaise;
   const auto core = StoreCore::open(options);
+  core->set_warning_handler([](const std::string&) {});  // a disk that is full
   core->follow_plans(false);
   DeviceTrainer trainer(*core, ChaosOptions{.seed = 7, .pace = Pace::kEager}, {.own_thread = true});
   std::shared_ptr<Pass> pass, second;
@@ -160,7 +165,7 @@ TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
   for (uint64_t i = 0; i < 240; ++i) saved.push_back(trainer.save(pass, i, kSize));
   core->scope_ended(pass);
   ASSERT_TRUE(core->task_began(*saved.back().record, 1));
-  for (int i = 0; i < 130; ++i) {
+  for (int i = 0; i < used; ++i) {
     (void)trainer.use(saved.back());
     saved.pop_back();
   }
@@ -170,7 +175,7 @@ TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     return std::exchange(read, core->stats().disk_read.bytes) == core->stats().disk_read.bytes;
   }));
-  for (uint64_t i = 0; i < 128; ++i) {
+  for (uint64_t i = 0; i < later_count; ++i) {
     later.push_back(trainer.save(second, 500 + i, kSize));
     ASSERT_LE(core->stats().device.bytes, MiB(4) + Bytes(kSize)) << i;
   }
@@ -180,6 +185,15 @@ TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
   trainer.drain();
   EXPECT_EQ(trainer.wrong(), 0);
   EXPECT_THAT(trainer.device().races(), testing::IsEmpty());
+}
+
+TEST(SlowDisk, WhatWasLiftedForNobodyCrowdsNoLaterPass) {
+  crowd_with_lifted(std::nullopt, 130, 128);
+}
+
+/// Of what was lifted there is a copy on disk: it makes room in host memory also where the disk has none.
+TEST(SlowDisk, WhatWasLiftedForNobodyMakesRoomBesideAFullDisk) {
+  crowd_with_lifted(KiB(9300), 100, 88);
 }
 
 /// A pass that ends early leaves a write under way, which fills the disk's budget a moment longer.
