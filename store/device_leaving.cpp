@@ -202,6 +202,7 @@ void StoreCore::part_locked(Record& record, const Resident& resident, Work& work
     lower.returning->record = nullptr;
     lower.returning = nullptr;
     lower.in = nullptr;
+    lower.copying_in = false;
   }
 }
 

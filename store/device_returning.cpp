@@ -262,8 +262,10 @@ void StoreCore::copy_in(const CopyIn& order) {
   CopyJobPtr job = link.in.submit(std::move(request));
   {
     std::lock_guard lock(mutex_);
-    record.lower_.copying_in = false;
-    if (passage->record != nullptr) record.lower_.in = std::move(job);
+    if (passage->record != nullptr) {  // else it is over, and another may have begun
+      record.lower_.copying_in = false;
+      record.lower_.in = std::move(job);
+    }
   }
   changed_.notify_all();
   if (link_thread_) link_thread_->kick();
@@ -312,6 +314,7 @@ void StoreCore::copy_in_done(Passage& passage, const Status& status) {
     if (record != nullptr) {
       record->lower_.returning = nullptr;
       record->lower_.in = nullptr;
+      record->lower_.copying_in = false;
       if (trace_) trace_end_locked(Trace::Flow::kCopyIn, *record);
       if (record->state_ == RecordState::kReturning && status.ok()) {
         record->become(RecordState::kClean);

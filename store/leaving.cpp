@@ -383,6 +383,7 @@ void StoreCore::write_done(uint64_t record_id, Result<SpilledItem> item, std::sh
     Record* record = arrived_locked(lock, record_id, &item);
     // The record holds it too; one that died left it to us, and what may run the framework's code waits for a caller.
     if (storage && record == nullptr && !storage->plain()) buried_.push_back(std::move(storage));
+    if (record != nullptr) storage = nullptr;
     if (record != nullptr) {
       if (item.ok()) {
         write_errors_ = 0;

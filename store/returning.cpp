@@ -80,6 +80,11 @@ StoreCore::Unpacked StoreCore::unpack(Record& record, StreamId stream, AskedBy b
         begin_return_locked(record, kHostStream, Urgency::kDemand, work);
         break;
       case RecordState::kReturning:
+        if (in_child_) {
+          lock.unlock();
+          throw_lost({FailureCode::kUnsupported, 0,
+                      "a saved tensor was on its way back from disk to the process that forked this one"});
+        }
         record.demanded_ = true;
         if (record.transfer_) work.orders().demanded.push_back(*record.transfer_);
         prefetch_locked(*record.pass_, host_, kHostStream, work);

@@ -331,7 +331,7 @@ void StoreCore::forget(Record& record) noexcept {
       pass.takes_packs_ = false;
       end_pass_locked(pass);
     }
-    if (pass.in_backward_) prefetch_locked(pass, host_, {kHostStream}, work);
+    if (pass.in_backward_ && !in_child_) prefetch_locked(pass, host_, {kHostStream}, work);
     if (trace_) trace_levels_locked(std::chrono::steady_clock::now());
     waited_for = waiting_ > 0;
   }

@@ -146,6 +146,7 @@ EXEMPT = (
         "store/leaving.cpp",
         (
             "if (storage && record == nullptr && !storage->plain()) buried_.push_back(std::move(storage));",
+            "if (record != nullptr) storage = nullptr;",
         ),
     ),
     ("The same.", "store/device_returning.cpp", ("buried_.push_back(record->resident_->storage);",)),
