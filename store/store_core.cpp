@@ -484,7 +484,8 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
   lock.unlock();
   if (waiter) waiter->resume(released);
   lock.lock();
-  const double seconds = std::chrono::duration<double>(Steady::now() - begin).count();
+  const Steady::time_point end = Steady::now();
+  const double seconds = std::chrono::duration<double>(end - begin).count();
   stats_.stall_s += seconds;
   stalls_[name_of(cause)].add(seconds);
   if (wanted != nullptr && wanted->op_ != nullptr) returns_waited_for_[wanted->op_].add(seconds);
@@ -493,7 +494,7 @@ double StoreCore::wait(std::unique_lock<std::mutex>& lock, Pass* stalled, StallC
   if (trace_) {
     Trace::Of of = wanted != nullptr ? traced(*wanted) : Trace::Of();
     of.cause = name_of(cause);
-    trace_call_locked("wait", begin, of);
+    trace_->call("wait", begin, end, of);
   }
   if (stalled != nullptr) {
     stalled->stats_.stall_s += seconds;

@@ -28,11 +28,11 @@ Trace::Of StoreCore::traced(const Record& record) noexcept {
           .record = record.id_};
 }
 
-/// REQUIRES: the budgets hold, as they do at the end of each call, or it waits for that.
+/// REQUIRES: the budgets hold, as they do at the end of each call.
 void StoreCore::trace_call_locked(const char* what, Trace::Time begin, const Trace::Of& of) {
   const auto now = std::chrono::steady_clock::now();
   trace_->call(what, begin, now, of);
-  if (of.cause == nullptr) trace_levels_locked(now);
+  trace_levels_locked(now);
 }
 
 void StoreCore::trace_begin_locked(Trace::Flow flow, const Record& record) {
