@@ -233,7 +233,7 @@ void StoreCore::sink_ahead() {
 /// than their share.
 void StoreCore::sink_locked(Bytes wanted, Work& work) {
   const bool may_spill = may_spill_locked();
-  if (!may_spill && (!full_at_ || closed_)) return;  // a disk that is closed is read no more
+  if (!may_spill && (!full_at_ || closed_ || write_errors_ > 0)) return;  // a disk that may not be read any more
   for (const bool over_share : {true, false}) {
     if (!may_spill && !over_share) return;  // what is on disk already has gone
     LowerCopy* next = nullptr;

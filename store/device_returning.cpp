@@ -358,7 +358,7 @@ void StoreCore::lift(const std::shared_ptr<Record>& record, Urgency urgency) {
                                 "the system has no memory for a saved tensor of " + to_string(record->bytes()) +
                                     " that comes back: lower host_budget"};
       } else {
-        record->tier_->lifts_full = rooms == host_rooms_;
+        if (rooms == host_rooms_) record->tier_->lifts_full = true;
         record->tier_->host_wanted = record->packed_bytes();
         put_off_locked(*record);
       }

@@ -123,9 +123,10 @@ bool StoreCore::may_spill_locked() noexcept {
   return true;
 }
 
-/// REQUIRES: the tier said that it has no room. `held_before`: by it, before it was asked: what has gone since is room.
+/// REQUIRES: the tier said that it has no room. `held_before`: by it, before it was asked: what has gone since is room, and
+/// since others were refused too.
 void StoreCore::note_full_locked(Bytes held_before) {
-  full_at_ = std::max(held_before, spill_->bytes());
+  full_at_ = std::max({full_at_.value_or(Bytes(0)), held_before, spill_->bytes()});
   full_until_ = std::chrono::steady_clock::now() + kAskAgainAfter;
 }
 
