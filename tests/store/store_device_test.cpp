@@ -414,6 +414,7 @@ TEST_F(StoreDeviceTest, WhatCameBackAndIsSavedAgainIsTheSameRecord) {
   const auto packed = core_->pack(second, view, [&] { return storage; });
   EXPECT_EQ(packed.record, saved_[0].record);
   EXPECT_EQ(packed.origin, Bytes(0));
+  trainer_->drain();
 }
 
 TEST_F(StoreDeviceTest, ADroppedPassLeavesNothing) {
@@ -454,6 +455,7 @@ TEST_F(StoreDeviceTest, PartOfAStorageMovesAsThatPartAndKeepsItsAlignment) {
   const StoreCore::Unpacked unpacked = core_->unpack(*saved_[0].record, trainer_->compute());
   EXPECT_LE(unpacked.storage->bytes(), Bytes(kSize + 512));
   EXPECT_EQ((reinterpret_cast<uintptr_t>(unpacked.storage->data()) + odd - unpacked.origin.count()) % 512, odd % 512);
+  trainer_->drain();
 }
 
 /// Of a fused tensor of 64 tokens, each 1 KiB of q, of k and of v; k of all but the last, so that it lies within q's hull.
